@@ -1,0 +1,94 @@
+"""Which dtype a result has, and in which one its sums are formed."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from .errors import Refusal
+from .namespace import (
+    COMPLEX,
+    INTEGER,
+    REAL,
+    Namespace,
+    checked_dtype,
+    in_place,
+    itemsize,
+    native_unsigned,
+    result_name,
+    widens_integers,
+)
+
+
+class DTypes(NamedTuple):
+    """Names of the dtypes of one contraction: products and sums, and the result."""
+
+    compute: str
+    result: str
+
+
+def promoted(xp: Namespace, a: str, b: str, dtype: Any = None, real_part: bool = False) -> str:
+    """Return the name of ``result_type(a, b)``, or of `dtype` where that is given.
+
+    Parameters
+    ----------
+    xp : namespace
+        Whose promotion rules hold.
+    a, b : str
+        The arrays' dtypes.
+    dtype : dtype, optional
+        What the result shall have; both arrays must promote to it.
+    real_part : bool
+        Whether a real `dtype` may be asked of complex arrays.
+    """
+    name = result_name(xp, a, b)
+    if name not in INTEGER and a in INTEGER and b in INTEGER:
+        raise Refusal("integer dtypes that promote to an integer", f"{a} and {b}", TypeError)
+    if dtype is None:
+        return name
+    wanted = checked_dtype(dtype)
+    part = real_of(name) if real_part and wanted in REAL else name
+    if result_name(xp, part, wanted) != wanted:
+        raise Refusal(
+            "a dtype that both arrays promote to", f"dtype {wanted}, arrays {a} and {b}", TypeError
+        )
+    return wanted
+
+
+def real_of(name: str) -> str:
+    """Return the dtype of the real part."""
+    return {"complex64": "float32", "complex128": "float64"}.get(name, name)
+
+
+def accumulation(xp: Namespace, a: str, b: str, name: str, terms: int) -> str:
+    """Return the dtype in which products of `a` and `b` are summed to a result of type `name`.
+
+    16-bit floats are summed in float32. Integers of 16 bits or less are summed in float64, where
+    every sum of `terms` products is exact below 2**53 and BLAS is 50 to 100 times faster.
+    """
+    if name in ("float16", "bfloat16"):
+        return "float32"
+    if name in INTEGER:
+        if widens_integers(xp) and a in INTEGER and b in INTEGER:
+            bits = 8 * (itemsize(a) + itemsize(b))
+            exact = bits <= 32 and terms << bits <= 2**53
+            if exact:
+                return "float64"
+        if name in INTEGER[5:] and not native_unsigned(xp):
+            return "int64"
+    return name
+
+
+def complexity(name: str, like: str) -> str:
+    """Return `name`, as complex if `like` is: the dtype in which a complex sum is formed."""
+    if like in COMPLEX and name not in COMPLEX:
+        return "complex128" if name == "float64" else "complex64"
+    return name
+
+
+def bias_sum(xp: Namespace, name: str) -> str:
+    """Return the dtype in which a bias gradient is summed: wide enough for 2**25 terms."""
+    if name in INTEGER:
+        return "int64"
+    if in_place(xp):
+        return complexity("float64", name)
+    return "float32" if name in ("float16", "bfloat16") else name

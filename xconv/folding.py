@@ -1,0 +1,196 @@
+"""`unfold` and `fold`: all windows of an array side by side, and the adjoint of that."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from . import padding as pads
+from .errors import Refusal, public
+from .geometry import Geometry, Window, along, geometry, options, sizes
+from .layout import grouped, layout_axes, ungrouped
+from .namespace import Array, Namespace, accept, current, device, windows
+
+
+@public
+def unfold(
+    x: Array,
+    kernel_size: tuple[int, ...],
+    /,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    padding_mode: str = "zeros",
+) -> Array:
+    """Copy every sliding window into a column (im2col).
+
+    ``conv(x, w)`` is ``w`` as a matrix times this one; `conv` itself never forms it.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, *I)
+        Samples, or one sample of shape (C, *I).
+    kernel_size : tuple of int
+        Sizes of a window, one per spatial axis.
+    stride, padding, dilation, padding_mode : optional
+        As in `conv`.
+
+    Returns
+    -------
+    array, shape (N, C * prod(W), prod(O))
+        The columns, in PyTorch's order: channels before kernel positions, both in C order. Of
+        one sample without N.
+
+    Raises
+    ------
+    ValueError
+        If shapes and options do not fit.
+    TypeError
+        If x is no plain, dense array, or `kernel_size` is an int.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xconv import unfold
+    >>> unfold(np.arange(4.0).reshape(1, 4), (2,))
+    array([[0., 1., 2.],
+           [1., 2., 3.]])
+    """
+    xp, (x,) = accept(x=x)
+    W = sizes(kernel_size, "kernel_size")
+    batched, N, C, spatial = _samples(x, len(W), "x", len(W))
+    geom = geometry(
+        N, C, C, spatial, W, options(len(W), stride, padding, dilation, 1, padding_mode)
+    )
+    with current(x):
+        zero = (0,) * geom.rank
+        start, stop = geom.reads(zero, geom.O, zero, geom.W)
+        view = grouped(xp, x, layout_axes("channels_first", geom.rank).x, 1, batched)
+        block = pads.pad(xp, view, geom, start, stop)
+        view = windows(xp, block, Window(geom.O, geom.W, geom.stride, geom.dilation))[0, ...]
+        # (N, *O, *W, C) -> (N, C, *W, *O)
+        r = geom.rank
+        view = xp.permute_dims(view, (0, 2 * r + 1, *range(r + 1, 2 * r + 1), *range(1, r + 1)))
+        cols = xp.reshape(view, (N, C * math.prod(W), math.prod(geom.O)), copy=True)
+        return cols if batched else cols[0, ...]
+
+
+@public
+def fold(
+    cols: Array,
+    input_size: tuple[int, ...],
+    kernel_size: tuple[int, ...],
+    /,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    padding_mode: str = "zeros",
+) -> Array:
+    """Add columns up where `unfold` took them from (col2im): its exact adjoint.
+
+    Parameters
+    ----------
+    cols : array, shape (N, C * prod(W), prod(O))
+        Columns as `unfold` returns them, or those of one sample without N.
+    input_size : tuple of int
+        Spatial sizes of the result.
+    kernel_size : tuple of int
+        Sizes of a window, one per spatial axis.
+    stride, padding, dilation, padding_mode : optional
+        Those of the call to `unfold`.
+
+    Returns
+    -------
+    array, shape (N, C, *I)
+        Each cell the sum of all the entries that `unfold` would copy from it.
+
+    Raises
+    ------
+    ValueError
+        If shapes and options do not fit.
+    TypeError
+        If cols is no plain, dense array, or a size is an int.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xconv import fold
+    >>> fold(np.ones((2, 3)), (4,), (2,))
+    array([[1., 2., 2., 1.]])
+    """
+    xp, (cols,) = accept(cols=cols)
+    W = sizes(kernel_size, "kernel_size")
+    spatial = sizes(input_size, "input_size", len(W))
+    batched, N, channels, (length,) = _samples(cols, 1, "cols", len(W))
+    taps = math.prod(W)
+    opts = options(len(W), stride, padding, dilation, 1, padding_mode)
+    geom = geometry(N, channels // max(taps, 1), 1, spatial, W, opts)
+    if channels % taps or length != math.prod(geom.O):
+        raise Refusal(
+            "cols with a multiple of prod(kernel_size) rows and prod(output size) columns",
+            f"cols of shape {tuple(cols.shape)}, kernel size {W}, output size {geom.O}",
+        )
+    with current(cols):
+        r = geom.rank
+        # (N, C, *W, *O) -> (1, N, *O, *W, C)
+        view = xp.reshape(cols, (N, geom.C, *W, *geom.O))
+        view = xp.permute_dims(view, (0, *range(2 + r, 2 + 2 * r), *range(2, 2 + r), 1))
+        dx = pads.unpad(xp, _overlapped(xp, view[None, ...], geom), geom)
+        return ungrouped(xp, dx, layout_axes("channels_first", r).x, batched)
+
+
+def _overlapped(xp: Namespace, view: Array, geom: Geometry) -> Array:
+    """Add windows (1, N, *O, *W, C) up to all padded coordinates, one axis after the other."""
+    rank = geom.rank
+    for a in reversed(range(rank)):
+        axis, window_axis = 2 + a, 2 + rank + a
+        begin, end = pads.extent(geom, a)
+        d, s, low = geom.dilation[a], geom.stride[a], geom.padding[a][0]
+        terms = [
+            _spread(xp, view[along(window_axis, t)], axis, d * t - low - begin, s)
+            for t in range(geom.W[a])
+        ]
+        view = pads.total([_placed(xp, *term, axis, end - begin) for term in terms])
+    return view
+
+
+def _spread(xp: Namespace, part: Array, axis: int, first: int, stride: int) -> tuple[Array, int]:
+    """Put entries `stride` apart, with zeros between; the first one belongs at `first`."""
+    if stride == 1:
+        return part, first
+    part = xp.expand_dims(part, axis=axis + 1)
+    shape = (*part.shape[: axis + 1], stride - 1, *part.shape[axis + 2 :])
+    part = xp.concat([part, xp.zeros(shape, dtype=part.dtype, device=device(part))], axis=axis + 1)
+    shape = (*part.shape[:axis], part.shape[axis] * stride, *part.shape[axis + 2 :])
+    return xp.reshape(part, shape), first
+
+
+def _placed(xp: Namespace, part: Array, first: int, axis: int, length: int) -> Array:
+    """Return an axis of `length` cells that holds `part` from cell `first` on, cut to fit."""
+    start, stop = max(-first, 0), max(min(part.shape[axis], length - first), max(-first, 0))
+    part = part[along(axis, slice(start, stop))]
+    before = min(max(first, 0), length)
+    after = length - before - part.shape[axis]
+    pieces = [
+        xp.zeros(
+            (*part.shape[:axis], n, *part.shape[axis + 1 :]), dtype=part.dtype, device=device(part)
+        )
+        for n in (before, after)
+    ]
+    return xp.concat([pieces[0], part, pieces[1]], axis=axis)
+
+
+def _samples(a: Array, axes: int, name: str, rank: int) -> tuple[bool, int, int, tuple[int, ...]]:
+    """Return whether there is a batch axis, its size, the channels and the other sizes."""
+    shape = tuple(a.shape)
+    if len(shape) not in (axes + 1, axes + 2):
+        raise Refusal(
+            f"{name} of {axes + 2} dimensions, or {axes + 1} for one sample, "
+            f"with {rank} spatial axes",
+            f"{name} of shape {shape}",
+        )
+    batched = len(shape) == axes + 2
+    N, C, *spatial = shape if batched else (1, *shape)
+    return batched, N, C, tuple(spatial)

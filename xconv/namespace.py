@@ -1,0 +1,266 @@
+"""Everything that depends on which array library a call is given.
+
+The only module that imports NumPy and `array_api_compat`. Other libraries are used through the
+namespace of the arrays that arrive, and are never imported here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from functools import lru_cache
+from typing import Any
+
+import array_api_compat
+import array_api_compat.numpy
+import numpy as np
+
+from .errors import Refusal, shown
+from .geometry import Window, along, axis_taps
+
+Array = Any
+Namespace = Any
+
+REAL = ("float16", "bfloat16", "float32", "float64")
+COMPLEX = ("complex64", "complex128")
+INTEGER = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+
+
+def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace, list[Array]]:
+    """Check that all arrays are of one library and device; return its namespace and them.
+
+    Those that are `optional` may be None and stay it. `numpy.memmap` becomes its base class.
+    Where one array is Dask's, the others become Dask arrays of one chunk.
+    """
+    given = {n: a for n, a in arrays.items() if a is not None or n not in optional}
+    if all(type(a) is np.ndarray for a in given.values()):
+        xp: Namespace = array_api_compat.numpy
+    else:
+        given, xp = _one_library({name: _plain(name, a) for name, a in given.items()})
+    for name, a in given.items():
+        dtype = dtype_name(a.dtype)
+        if dtype not in REAL + COMPLEX + INTEGER or (
+            dtype == "bfloat16" and not hasattr(xp, dtype)
+        ):
+            raise Refusal(f"{name} of a real, complex or integer dtype", str(a.dtype), TypeError)
+    return xp, [given.get(name) for name in arrays]
+
+
+def _plain(name: str, a: Array) -> Array:
+    """Refuse what is no plain array of its library; a memmap becomes an ndarray."""
+    kind = type(a)
+    if kind is np.memmap:
+        return a.view(np.ndarray)
+    if isinstance(a, np.generic) or (isinstance(a, np.ndarray) and kind is not np.ndarray):
+        plain = False
+    elif array_api_compat.is_torch_array(a):
+        torch = sys.modules["torch"]
+        plain = kind in (torch.Tensor, torch.nn.Parameter) and a.layout is torch.strided
+    elif array_api_compat.is_cupy_array(a):
+        plain = kind is sys.modules["cupy"].ndarray
+    elif array_api_compat.is_dask_array(a):
+        plain = array_api_compat.is_numpy_array(a._meta) or array_api_compat.is_cupy_array(a._meta)
+        if any(math.isnan(size) for size in a.shape):
+            raise Refusal(f"{name} with known chunk sizes", f"shape {a.shape}")
+    else:
+        plain = array_api_compat.is_array_api_obj(a)
+        plain = plain and not array_api_compat.is_pydata_sparse_array(a)
+    if not plain:
+        raise Refusal(
+            f"{name} to be a plain, dense array of an array library", _type_name(a), TypeError
+        )
+    return a
+
+
+def _one_library(given: dict[str, Array]) -> tuple[dict[str, Array], Namespace]:
+    """Find the namespace and compare the devices."""
+    dask = [a for a in given.values() if array_api_compat.is_dask_array(a)]
+    if dask:
+        xp = array_api_compat.array_namespace(dask[0])
+        chunk = type(dask[0]._meta)
+        given = {n: xp.asarray(a) if type(a) is chunk else a for n, a in given.items()}
+    types = ", ".join(f"{name} {_type_name(a)}" for name, a in given.items())
+    try:
+        xp = array_api_compat.array_namespace(*given.values())
+    except TypeError:
+        raise Refusal("arrays of one library", types, TypeError) from None
+    devices = {n: d for n, a in given.items() if (d := array_api_compat.device(a)) is not None}
+    if len({str(d) for d in devices.values()}) > 1:
+        places = ", ".join(f"{name} on {d}" for name, d in devices.items())
+        raise Refusal("arrays on one device", places, TypeError)
+    return given, xp
+
+
+def _type_name(a: object) -> str:
+    return f"{type(a).__module__}.{type(a).__qualname__}"
+
+
+def in_place(xp: Namespace) -> bool:
+    """Whether arrays are written in place, through strided views: NumPy and CuPy."""
+    return array_api_compat.is_numpy_namespace(xp) or on_gpu(xp)
+
+
+def on_gpu(xp: Namespace) -> bool:
+    """Whether the namespace is CuPy's."""
+    return array_api_compat.is_cupy_namespace(xp)
+
+
+def widens_integers(xp: Namespace) -> bool:
+    """Whether small integers are multiplied exactly as float64.
+
+    NumPy and CuPy have no BLAS for integers, and PyTorch has no integer product on a GPU.
+    """
+    return in_place(xp) or array_api_compat.is_torch_namespace(xp)
+
+
+def native_unsigned(xp: Namespace) -> bool:
+    """Whether unsigned integers of more than 8 bits can be computed with; not in PyTorch."""
+    return not array_api_compat.is_torch_namespace(xp)
+
+
+def device(a: Array) -> Any:
+    """Return the array's device, None while JAX traces."""
+    return array_api_compat.device(a)
+
+
+def current(a: Array) -> contextlib.AbstractContextManager[Any]:
+    """Make the array's device the current one, as CuPy needs; quiet NumPy's float warnings."""
+    if array_api_compat.is_cupy_array(a):
+        context: contextlib.AbstractContextManager[Any] = a.device
+        return context
+    if array_api_compat.is_numpy_array(a):
+        return quiet()
+    return contextlib.nullcontext()
+
+
+def quiet() -> contextlib.AbstractContextManager[Any]:
+    """Silence NumPy's warnings: NaN, infinity and rounding are results like any other."""
+    return np.errstate(all="ignore")
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return a dtype's name in the array API: "float32" for ``np.float32``, ``torch.float32``."""
+    if isinstance(dtype, str):
+        return dtype
+    name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None)
+    return name if isinstance(name, str) else str(dtype).rpartition(".")[2]
+
+
+@lru_cache(maxsize=64)
+def itemsize(name: str) -> int:
+    """Return the bytes of one element of the dtype of this name."""
+    return int("".join(filter(str.isdigit, name))) // 8
+
+
+@lru_cache(maxsize=256)
+def dtype_of(xp: Namespace, name: str) -> Any:
+    """Return the namespace's dtype of this name."""
+    found = getattr(xp, name, None)
+    if found is None:
+        try:
+            found = np.dtype(name)
+        except TypeError:
+            raise Refusal("a dtype that the array library has", name, TypeError) from None
+    return found
+
+
+@lru_cache(maxsize=1024)
+def result_name(xp: Namespace, *names: str) -> str:
+    """Return the name of the dtype that these promote to."""
+    try:
+        return dtype_name(xp.result_type(*(dtype_of(xp, name) for name in names)))
+    except (TypeError, RuntimeError):
+        raise Refusal("dtypes that promote to a common one", ", ".join(names), TypeError) from None
+
+
+def checked_dtype(dtype: Any) -> str:
+    """Return the name of a `dtype` argument."""
+    name = dtype_name(dtype)
+    if name not in REAL + COMPLEX + INTEGER:
+        raise Refusal("dtype to be a real, complex or integer dtype", shown(dtype), TypeError)
+    return name
+
+
+def cast(xp: Namespace, a: Array, name: str) -> Array:
+    """Convert, keeping the real part of complex numbers and wrapping integers."""
+    current = dtype_name(a.dtype)
+    if current == name:
+        return a
+    if current in COMPLEX and name not in COMPLEX:
+        return cast(xp, xp.real(a), name)
+    if current in REAL and name in INTEGER and name != "int64":
+        a = xp.astype(a, dtype_of(xp, "int64"))  # from a float, only this wraps the same everywhere
+    return xp.astype(a, dtype_of(xp, name))
+
+
+def contiguous(xp: Namespace, a: Array, name: str) -> Array:
+    """Return `a` itself if it is contiguous and of that dtype, else a copy (NumPy and CuPy)."""
+    return xp.ascontiguousarray(a, dtype=dtype_of(xp, name))
+
+
+def windows(xp: Namespace, x: Array, window: Window) -> Array:
+    """View the sliding windows of a padded block.
+
+    Parameters
+    ----------
+    xp : namespace
+        The array's namespace.
+    x : array
+        Shape (G, N, *L, c), padded.
+    window : Window
+        What slides over it.
+
+    Returns
+    -------
+    array
+        Shape (G, N, *O, *W, c): a view in NumPy and CuPy, a stack of slices elsewhere. CuPy's
+        own `sliding_window_view` would synchronise with the device.
+    """
+    rank = len(window.O)
+    if in_place(xp):
+        spatial = x.strides[2 : 2 + rank]
+        shape = (*x.shape[:2], *window.O, *window.W, x.shape[-1])
+        strides = (
+            *x.strides[:2],
+            *(s * n for s, n in zip(window.stride, spatial, strict=True)),
+            *(d * n for d, n in zip(window.dilation, spatial, strict=True)),
+            x.strides[-1],
+        )
+        library = sys.modules["cupy"] if on_gpu(xp) else np
+        return library.lib.stride_tricks.as_strided(x, shape=shape, strides=strides)
+    for a in range(rank):
+        axis = 2 + a
+        parts = [x[along(axis, s)] for s in axis_taps(window, a)]
+        x = xp.stack(parts, axis=-2)
+    return x
+
+
+def random_uniform(shape: tuple[int, ...], bound: float, rng: Any, like: Array | None) -> Array:
+    """Draw from [-bound, bound) with a NumPy Generator, as an array like `like`.
+
+    The default is NumPy's float32. The same generator gives the same numbers in every library.
+    """
+    if rng is not None and not isinstance(rng, np.random.Generator):
+        raise Refusal("rng to be a numpy.random.Generator", shown(rng), TypeError)
+    values = (rng or np.random.default_rng()).uniform(-bound, bound, shape)
+    if like is None:
+        return values.astype(np.float32)
+    xp, (like,) = accept(like=like)
+    if dtype_name(like.dtype) in INTEGER:
+        raise Refusal("like of a floating or complex dtype", str(like.dtype), TypeError)
+    with current(like):
+        return xp.asarray(values.astype(np.float32), dtype=like.dtype, device=device(like))
+
+
+def random_integers(rng: Any, like: Array) -> Array:
+    """Draw integers from -3 to 3, as an array with the shape, dtype and device of `like`."""
+    xp, (like,) = accept(like=like)
+    values = rng.integers(-3, 4, tuple(like.shape)).astype(np.float32)
+    with current(like):
+        return xp.asarray(values, dtype=like.dtype, device=device(like))
+
+
+def default_rng(seed: int) -> Any:
+    """Return a NumPy Generator."""
+    return np.random.default_rng(seed)

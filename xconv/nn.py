@@ -1,0 +1,200 @@
+"""Layers that hold their weights: `Conv` and `ConvTranspose`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .convolution import conv, conv_transpose
+from .errors import Refusal, public, shown
+from .geometry import index, sizes
+from .gradients import ConvGrads, conv_backward, conv_transpose_backward
+from .layout import layout_axes
+from .namespace import Array, random_uniform
+
+__all__ = ["Conv", "ConvTranspose"]
+
+
+class _Layer:
+    """Weights, options, and the input of the last call."""
+
+    _transposed: bool
+    _forward: Any
+    _backward: Any
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, ...],
+        *,
+        bias: bool = True,
+        rng: Any = None,
+        like: Array | None = None,
+        **options: Any,
+    ) -> None:
+        setup = public(self._setup, type(self).__name__)
+        setup(in_channels, out_channels, kernel_size, bias, rng, like, options)
+
+    def _setup(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, ...],
+        bias: bool,
+        rng: Any,
+        like: Array | None,
+        options: dict[str, Any],
+    ) -> None:
+        """Check the sizes and draw the weights."""
+        C, K = index(in_channels, "in_channels"), index(out_channels, "out_channels")
+        W = sizes(kernel_size, "kernel_size")
+        G = index(options.get("groups", 1), "groups")
+        if min(C, K, G, *W) < 1 or C % G or K % G:
+            raise Refusal(
+                "channels, kernel sizes and groups of at least 1, and groups to divide channels",
+                f"in_channels {C}, out_channels {K}, kernel_size {W}, groups {G}",
+            )
+        if type(bias) is not bool:
+            raise Refusal("bias to be a bool", shown(bias), TypeError)
+        axes = layout_axes(options.get("layout", "channels_first"), len(W), self._transposed).w
+        # one side of w has the channels of all groups, the other those of one
+        one, every = (K // G, C) if self._transposed else (C // G, K)
+        bound = 1 / math.sqrt(one * math.prod(W))
+        self.weight: Array = random_uniform(axes.shape(one, W, every), bound, rng, like)
+        self.bias: Array | None = random_uniform((K,), bound, rng, like) if bias else None
+        self.options = options
+        self._x: Array | None = None
+
+    def __call__(self, x: Array) -> Array:
+        """Return the layer's output for x, and remember x for `backward`."""
+        y = type(self)._forward(x, self.weight, self.bias, **self.options)
+        self._x = x
+        return y
+
+    def backward(self, dy: Array) -> ConvGrads:
+        """Return the gradients of the last call from that of its output.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient of the output, of its shape.
+
+        Returns
+        -------
+        ConvGrads
+            ``dx``, ``dw`` and ``db``; the last is None for a layer without bias.
+        """
+        if self._x is None:
+            raise ValueError(
+                f"{type(self).__name__}.backward: need a call of the layer before; got none"
+            )
+        mask = (True, True, self.bias is not None)
+        grads: ConvGrads = type(self)._backward(
+            dy, self._x, self.weight, output_mask=mask, **self.options
+        )
+        return grads
+
+
+class Conv(_Layer):
+    """A convolution with its weights.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Channels of x and of y.
+    kernel_size : tuple of int
+        One entry per spatial axis; their number gives the rank.
+    bias : bool
+        Whether there is a bias.
+    rng : numpy.random.Generator, optional
+        Draws the weights; a new one by default.
+    like : array, optional
+        Gives library, dtype and device of the weights: NumPy float32 by default.
+    **options
+        Those of `xconv.conv`.
+
+    Attributes
+    ----------
+    weight : array, shape (K, C / groups, *W), or as the layout has it
+        Kaiming-uniform: between ±1 / sqrt(C / groups * prod(W)) [1]_.
+    bias : array, shape (K,), or None
+        Between the same bounds.
+    options : dict
+        What every call is given.
+
+    Raises
+    ------
+    ValueError
+        If sizes do not fit.
+    TypeError
+        If a size is no int, or the kernel size no tuple.
+
+    References
+    ----------
+    .. [1] K. He et al., "Delving deep into rectifiers", ICCV 2015, arXiv:1502.01852, with the
+       gain that PyTorch gives its convolutions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xconv.nn import Conv
+    >>> layer = Conv(3, 8, (5, 5), rng=np.random.default_rng(0), stride=2, padding=2)
+    >>> y = layer(np.ones((10, 3, 32, 32), np.float32))
+    >>> y.shape
+    (10, 8, 16, 16)
+    >>> grads = layer.backward(np.ones_like(y))
+    >>> grads.dw.shape
+    (8, 3, 5, 5)
+    >>> layer.weight = layer.weight - 0.01 * grads.dw
+    """
+
+    _transposed = False
+    _forward, _backward = conv, conv_backward
+
+
+class ConvTranspose(_Layer):
+    """A transposed convolution with its weights.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Channels of x and of y.
+    kernel_size : tuple of int
+        One entry per spatial axis; their number gives the rank.
+    bias : bool
+        Whether there is a bias.
+    rng : numpy.random.Generator, optional
+        Draws the weights; a new one by default.
+    like : array, optional
+        Gives library, dtype and device of the weights: NumPy float32 by default.
+    **options
+        Those of `xconv.conv_transpose`.
+
+    Attributes
+    ----------
+    weight : array, shape (C, K / groups, *W), or as the layout has it
+        Between ±1 / sqrt(K / groups * prod(W)), as PyTorch draws them.
+    bias : array, shape (K,), or None
+        Between the same bounds.
+    options : dict
+        What every call is given.
+
+    Raises
+    ------
+    ValueError
+        If sizes do not fit.
+    TypeError
+        If a size is no int, or the kernel size no tuple.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xconv.nn import ConvTranspose
+    >>> layer = ConvTranspose(8, 3, (4, 4), stride=2, padding=1)
+    >>> layer(np.ones((10, 8, 16, 16), np.float32)).shape
+    (10, 3, 32, 32)
+    """
+
+    _transposed = True
+    _forward, _backward = conv_transpose, conv_transpose_backward

@@ -1,0 +1,237 @@
+"""Padding modes: where a padded coordinate gets its value, and the adjoint of that.
+
+Along one axis both are a short list of runs, computed in plain integers. `pieces` says what a
+range of padded coordinates holds; `strips` says, for each range of the input, which runs of
+padded coordinates hold copies of it, so that their gradients add up there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+from .geometry import Geometry, Ints, along
+from .namespace import Array, Namespace, device, dtype_of
+
+EVERYTHING = slice(None)
+
+
+class Run(NamedTuple):
+    """Padded coordinates ``[start, stop)`` and where their values come from.
+
+    ``source`` is the input cell of the first one, and the next one's is ``step`` further: 1, -1
+    (mirrored) or 0 (one cell repeated). A ``source`` of None is zero.
+    """
+
+    start: int
+    stop: int
+    source: int | None
+    step: int
+
+    def moved(self, begin: int) -> Run:
+        """Return the same run, its coordinates counted from `begin`."""
+        return self._replace(start=self.start - begin, stop=self.stop - begin)
+
+    def cells(self) -> slice:
+        """Return the input cells in the order of the coordinates; of a repeated one, just that."""
+        if self.source is None:
+            return slice(0, 0)
+        if self.step == 0:
+            return slice(self.source, self.source + 1)
+        end = self.source + self.step * (self.stop - self.start)
+        return slice(self.source, None if end < 0 else end, self.step)
+
+
+@lru_cache(maxsize=4096)
+def pieces(size: int, mode: str, start: int, stop: int) -> tuple[Run, ...]:
+    """Return what the padded coordinates ``[start, stop)`` of an axis of `size` cells hold."""
+    low, high = min(stop, 0), max(start, size)
+    runs = []
+    if start < low:
+        runs.append(_outside(size, mode, start, low))
+    if max(start, 0) < min(stop, size):
+        runs.append(Run(max(start, 0), min(stop, size), max(start, 0), 1))
+    if high < stop:
+        runs.append(_outside(size, mode, high, stop))
+    return tuple(runs)
+
+
+def _outside(size: int, mode: str, start: int, stop: int) -> Run:
+    """Return the run of coordinates that lie all below the input or all above it."""
+    below = start < 0
+    source: int | None
+    if mode == "reflect":
+        source, step = (-start if below else 2 * (size - 1) - start), -1
+    elif mode == "symmetric":
+        source, step = (-1 - start if below else 2 * size - 1 - start), -1
+    elif mode == "circular":
+        source, step = (start + size if below else start - size), 1
+    elif mode == "replicate":
+        source, step = (0 if below else size - 1), 0
+    else:
+        source, step = None, 1
+    return Run(start, stop, source, step)
+
+
+class Strip(NamedTuple):
+    """Input cells ``[start, stop)`` and the runs of padded coordinates that copy them all."""
+
+    start: int
+    stop: int
+    runs: tuple[Run, ...]
+
+
+@lru_cache(maxsize=1024)
+def strips(size: int, mode: str, low: int, high: int) -> tuple[Strip, ...]:
+    """Cut an axis so that each part is copied as a whole, or not at all, by each run."""
+    runs = [Run(0, size, 0, 1)] if size else []
+    if mode != "zeros":
+        runs += [_outside(size, mode, -low, 0)] * (low > 0)
+        runs += [_outside(size, mode, size, size + high)] * (high > 0)
+    cuts = {0, size}
+    for run in runs:
+        cuts.update((min(_ends(run)), max(_ends(run)) + 1))
+    return tuple(
+        Strip(a, b, tuple(part for run in runs for part in _copies(run, a, b)))
+        for a, b in itertools.pairwise(sorted(cuts))
+    )
+
+
+def split(strip: Strip, widest: int) -> list[Strip]:
+    """Cut a strip so that no part, and no run of copies of one cell, is wider than `widest`."""
+    return [
+        Strip(a, b, tuple(part for run in strip.runs for part in _copies(run, a, b, widest)))
+        for a in range(strip.start, strip.stop, widest)
+        for b in (min(a + widest, strip.stop),)
+    ]
+
+
+def _ends(run: Run) -> tuple[int, int]:
+    """Return the input cells of a run's first and last coordinate."""
+    assert run.source is not None
+    return run.source, run.source + run.step * (run.stop - run.start - 1)
+
+
+def _copies(run: Run, a: int, b: int, widest: int = 0) -> Iterator[Run]:
+    """Yield the parts of a run that are copies of the input cells ``[a, b)``."""
+    ends = _ends(run)
+    if not min(ends) <= a < b <= max(ends) + 1:
+        return
+    if run.step == 0:
+        chunk = widest or run.stop - run.start
+        for start in range(run.start, run.stop, chunk):
+            yield Run(start, min(start + chunk, run.stop), a, 0)
+    else:
+        first = run.start + (a - ends[0] if run.step == 1 else ends[0] - (b - 1))
+        yield Run(first, first + b - a, a if run.step == 1 else b - 1, run.step)
+
+
+def read(xp: Namespace, x: Array, geom: Geometry, start: Ints, stop: Ints, name: str) -> Array:
+    """Copy a box of padded coordinates into a new block (NumPy and CuPy).
+
+    Parameters
+    ----------
+    xp : namespace
+        The array's namespace.
+    x : array
+        Shape (G, N, *I, c).
+    geom : Geometry
+        Gives the sizes and the padding mode.
+    start, stop : tuple of int
+        The box, one entry per spatial axis.
+    name : str
+        The block's dtype.
+
+    Returns
+    -------
+    array
+        Shape (G, N, *(stop - start), c), contiguous; `x` itself where nothing needs a copy.
+    """
+    axes = [
+        pieces(size, geom.padding_mode, a, b)
+        for size, a, b in zip(geom.I, start, stop, strict=True)
+    ]
+    if all(len(runs) == 1 and runs[0].step == 1 and runs[0].source is not None for runs in axes):
+        inside = (EVERYTHING, EVERYTHING, *(runs[0].cells() for runs in axes))
+        return xp.ascontiguousarray(x[inside], dtype=dtype_of(xp, name))
+    shape = (*x.shape[:2], *(b - a for a, b in zip(start, stop, strict=True)), x.shape[-1])
+    block = xp.empty(shape, dtype=dtype_of(xp, name))
+    for runs in itertools.product(*axes):
+        there = tuple(
+            slice(run.start - a, run.stop - a) for run, a in zip(runs, start, strict=True)
+        )
+        if any(run.source is None for run in runs):
+            block[(EVERYTHING, EVERYTHING, *there)] = 0
+        else:
+            cells = (EVERYTHING, EVERYTHING, *(run.cells() for run in runs))
+            block[(EVERYTHING, EVERYTHING, *there)] = x[cells]
+    return block
+
+
+def pad(xp: Namespace, x: Array, geom: Geometry, start: Ints, stop: Ints) -> Array:
+    """Return a box of padded coordinates as one expression; see `read`."""
+    for a in range(geom.rank):
+        axis = 2 + a
+        parts = []
+        for run in pieces(geom.I[a], geom.padding_mode, start[a], stop[a]):
+            shape = (*x.shape[:axis], run.stop - run.start, *x.shape[axis + 1 :])
+            if run.source is None:
+                part = xp.zeros(shape, dtype=x.dtype, device=device(x))
+            else:
+                part = _oriented(xp, x, axis, run)
+                part = xp.broadcast_to(part, shape) if run.step == 0 else part
+            parts.append(part)
+        x = parts[0] if len(parts) == 1 else xp.concat(parts, axis=axis)
+    return x
+
+
+def unpad(xp: Namespace, dx: Array, geom: Geometry) -> Array:
+    """Return the adjoint of padding as one expression.
+
+    Takes the gradient of all padded coordinates, ``[-max(low, 0), I + max(high, 0))`` per
+    axis, and returns that of the input. With zeros padding the padded ones are just the input.
+    """
+    for a in range(geom.rank):
+        axis = 2 + a
+        begin, _ = extent(geom, a)
+        parts = [
+            total([adjoint(xp, dx, axis, run.moved(begin)) for run in strip.runs])
+            for strip in strips(geom.I[a], geom.padding_mode, *geom.padding[a])
+        ]
+        if parts:
+            dx = parts[0] if len(parts) == 1 else xp.concat(parts, axis=axis)
+    return dx
+
+
+def extent(geom: Geometry, axis: int) -> tuple[int, int]:
+    """Return the padded coordinates of an axis whose gradient counts, as ``(start, stop)``."""
+    if geom.padding_mode == "zeros":
+        return 0, geom.I[axis]
+    low, high = geom.padding[axis]
+    return -max(low, 0), geom.I[axis] + max(high, 0)
+
+
+def adjoint(xp: Namespace, dx: Array, axis: int, run: Run) -> Array:
+    """Return what a run of padded coordinates, counted from 0 here, adds to its cells."""
+    part = dx[along(axis, slice(run.start, run.stop))]
+    if run.step == 0:
+        return xp.sum(part, axis=axis, keepdims=True, dtype=part.dtype)
+    return xp.flip(part, axis=axis) if run.step == -1 else part
+
+
+def total(terms: list[Array]) -> Array:
+    """Add arrays up, in order."""
+    result = terms[0]
+    for term in terms[1:]:
+        result = result + term
+    return result
+
+
+def _oriented(xp: Namespace, x: Array, axis: int, run: Run) -> Array:
+    """Slice a run's cells; mirrored ones by `flip`, as PyTorch has no negative steps."""
+    if run.step == -1:
+        last = (run.source or 0) + 1
+        return xp.flip(x[along(axis, slice(last - (run.stop - run.start), last))], axis=axis)
+    return x[along(axis, run.cells())]

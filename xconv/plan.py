@@ -1,0 +1,151 @@
+"""How a contraction is cut into blocks that fit a workspace, from its geometry alone.
+
+A contraction sums over the index space (group, sample, output position, kernel position, input
+channel, output channel). A block is a box of it; the plan gives the box's size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import NamedTuple
+
+from .choice import Algorithm
+from .errors import Refusal
+from .geometry import Geometry, Ints, halved
+
+MIB = 2**20
+Range = tuple[int, int]
+
+# Sums over channels and taps are cut only where one output position would not fit, and never
+# into parts below this many terms.
+SHORTEST_SUM = 2**16
+
+
+class Limits(NamedTuple):
+    """Bytes that a call may use, and that one block should."""
+
+    workspace: int
+    block: int
+
+
+class Plan(NamedTuple):
+    """Sizes of the parts into which each index is cut, and what they take.
+
+    ``g, n, o, k`` are those of a block, ``c, w`` of the sums within it. ``shared_g`` and
+    ``shared_k`` are the groups and output channels whose weights are prepared at once, for all
+    blocks. ``shared`` and ``block`` are in bytes.
+    """
+
+    shared_g: int
+    shared_k: int
+    g: int
+    n: int
+    o: Ints
+    c: int
+    w: Ints
+    shared: int
+    block: int
+
+    def workers(self, limits: Limits, available: int) -> int:
+        """How many blocks can be in the works at once."""
+        return max(1, min(available, (limits.workspace - self.shared) // max(self.block, 1)))
+
+
+def parts(start: int, stop: int, size: int) -> list[Range]:
+    """Cut ``[start, stop)`` into ranges of at most `size`."""
+    return [(a, min(a + size, stop)) for a in range(start, stop, size)]
+
+
+def boxes(ranges: Iterable[tuple[int, int]]) -> list[tuple[Range, ...]]:
+    """Cut ``[0, total)`` of each (total, size) into ranges; return all their combinations."""
+    return list(itertools.product(*(parts(0, total, size) for total, size in ranges)))
+
+
+def slab(geom: Geometry, o: Ints, w: Ints) -> int:
+    """Count the input cells that a box of outputs reads at a box of taps."""
+    spans = zip(geom.stride, o, geom.dilation, w, strict=True)
+    return math.prod(s * (size - 1) + d * (taps - 1) + 1 for s, size, d, taps in spans)
+
+
+def _first(shapes: Iterable[Ints], fits: Callable[[Ints], bool]) -> Ints:
+    """Return the first shape that fits, or else the last."""
+    shape: Ints = ()
+    for shape in shapes:
+        if fits(shape):
+            break
+    return shape
+
+
+def _weights(held: Ints) -> int:
+    """Count the weights of a part (g, k, c, *w)."""
+    return math.prod(held)
+
+
+def _check(needed: int, limits: Limits) -> None:
+    if needed > limits.workspace:
+        raise Refusal(
+            "max_workspace to hold at least one output position of one sample",
+            f"max_workspace {limits.workspace} bytes, needed {needed} bytes",
+        )
+
+
+@lru_cache(maxsize=1024)
+def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits) -> Plan:
+    """Cut a forward contraction: weights prepared once, then blocks of output positions."""
+    spatial = range(2, 2 + geom.rank)
+
+    def block(held: Ints, shape: Ints) -> int:
+        (_, k, c, *w), (g, n, *o) = held, shape
+        cells, positions = g * n * slab(geom, tuple(o), tuple(w)), g * n * math.prod(o)
+        extra = algorithm.workspace(positions, math.prod(w), c, k)
+        return itemsize * (cells * c + extra + 2 * positions * k)
+
+    def fits(held: Ints) -> bool:
+        shared = itemsize * _weights(held)
+        least = block(held, (1,) * (2 + geom.rank))
+        return 2 * shared <= limits.workspace and shared + least <= limits.workspace
+
+    whole = (geom.G, geom.k, geom.c, *geom.W)
+    shortest = min(SHORTEST_SUM, math.prod(whole[2:]))
+    ever_less = (h for h in halved(whole, (1, 0, 2, *range(3, 3 + geom.rank))))
+    held = _first((h for h in ever_less if math.prod(h[2:]) >= shortest), fits)
+    shared_g, shared_k, c, *w = held
+    shared = itemsize * _weights(held)
+    wanted = min(max(limits.block, 2 * shared), limits.workspace - shared)
+    g, n, *o = _first(
+        halved((shared_g, geom.N, *geom.O), (1, 0, *spatial)), lambda s: block(held, s) <= wanted
+    )
+    size = block(held, (g, n, *o))
+    _check(shared + size, limits)
+    return Plan(shared_g, shared_k, g, n, tuple(o), c, tuple(w), shared, size)
+
+
+@lru_cache(maxsize=1024)
+def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits) -> Plan:
+    """Cut a weight gradient: parts of the weights, each a sum over blocks of positions."""
+
+    def block(held: Ints, shape: Ints) -> int:
+        (g, k, c, *w), (n, *o) = held, shape
+        cells, positions = g * n * slab(geom, tuple(o), tuple(w)), g * n * math.prod(o)
+        extra = algorithm.workspace(positions, math.prod(w), c, k)
+        return itemsize * (cells * c + extra + positions * k + _weights(held))
+
+    def fits(held: Ints) -> bool:
+        shared = itemsize * _weights(held)
+        least = block(held, (1,) * (1 + geom.rank))
+        return 6 * shared <= limits.workspace and shared + least <= limits.workspace
+
+    whole = (geom.G, geom.k, geom.c, *geom.W)
+    held = _first(halved(whole, (0, 2, 1, *range(3, 3 + geom.rank))), fits)
+    g, k, c, *w = held
+    shared = itemsize * _weights(held)
+    wanted = min(max(limits.block, 3 * shared), limits.workspace - shared)
+    n, *o = _first(
+        halved((geom.N, *geom.O), tuple(range(1 + geom.rank))), lambda s: block(held, s) <= wanted
+    )
+    size = block(held, (n, *o))
+    _check(shared + size, limits)
+    return Plan(g, k, g, n, tuple(o), c, tuple(w), shared, size)

@@ -1,0 +1,182 @@
+"""Threads for blocks: how many, and in which order their results count.
+
+A call uses as many workers as NumPy's BLAS may use threads when it starts, so OMP_NUM_THREADS
+and `threadpoolctl.threadpool_limits` hold. Meanwhile BLAS itself runs on one thread: a product
+has the same bits then however many workers there are, and two workers with a block each are
+faster than two threads inside many small products.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import threadpoolctl
+
+from .namespace import quiet
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+class _Blas:
+    """NumPy's BLAS, held at one thread while calls run."""
+
+    def __init__(self) -> None:
+        found = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
+        numpys = [library for library in found if "numpy" in (library.filepath or "")]
+        self.libraries: list[Any] = numpys or found
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew; in a forked child, where a caller may have been lost in the middle."""
+        self.lock = threading.Lock()
+        self.calls = 0
+        self.before: list[int] = []
+        self.pool: ThreadPoolExecutor | None = None
+        self.pool_size = 0
+
+    def after_fork(self) -> None:
+        """Give a forked child the thread count that its parent had between calls."""
+        if self.calls:
+            self.restore()
+        self.reset()
+
+    def enter(self) -> int:
+        """Set BLAS to one thread at the first call; return how many it had."""
+        with self.lock:
+            if not self.calls:
+                self.before = [library.get_num_threads() or 1 for library in self.libraries]
+                for library in self.libraries:
+                    library.set_num_threads(1)
+            self.calls += 1
+            return max(self.before, default=1)
+
+    def leave(self) -> None:
+        """Restore the thread count at the last call's end."""
+        with self.lock:
+            self.calls -= 1
+            if not self.calls:
+                self.restore()
+
+    def restore(self) -> None:
+        for library, threads in zip(self.libraries, self.before, strict=True):
+            library.set_num_threads(threads)
+
+    def helpers(self, count: int) -> ThreadPoolExecutor:
+        """Return the kept pool, with at least `count` threads."""
+        with self.lock:
+            if self.pool is None or self.pool_size < count:
+                # a pool that was too small is not shut down: another call may be about to use it
+                self.pool = ThreadPoolExecutor(count, thread_name_prefix="xconv")
+                self.pool_size = count
+            return self.pool
+
+
+_blas = _Blas()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_blas.after_fork)
+
+
+@contextlib.contextmanager
+def available() -> Iterator[int]:
+    """Hold BLAS at one thread; the value is the number of workers that a call may use."""
+    threads = _blas.enter()
+    try:
+        yield threads
+    finally:
+        _blas.leave()
+
+
+def run(
+    tasks: Sequence[Task],
+    work: Callable[[Task], Result],
+    finish: Callable[[Task, Result], None] | None = None,
+    *,
+    workers: int = 1,
+) -> None:
+    """Do all tasks, on up to `workers` threads, the caller's own among them.
+
+    Parameters
+    ----------
+    tasks : sequence
+        What is to be done.
+    work : callable
+        Does one task; runs in any order and at the same time as others.
+    finish : callable, optional
+        Takes a task and its result, one at a time and in the order of `tasks`: what is summed
+        here has the same bits for any number of workers.
+    workers : int
+        Threads to use.
+    """
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        for task in tasks:
+            result = work(task)
+            if finish:
+                finish(task, result)
+        return
+    crew = _Crew(tasks, work, finish)
+    futures: list[Future[None]] = []
+    try:
+        with contextlib.suppress(RuntimeError):  # no new threads, as while Python shuts down
+            pool = _blas.helpers(workers - 1)
+            futures.extend(pool.submit(crew.help) for _ in range(workers - 1))
+        crew.toil()
+    except BaseException:
+        crew.stop()
+        raise
+    finally:
+        for future in futures:
+            if not future.cancel():  # one that has not started has nothing left to do
+                future.exception()
+    for future in futures:
+        if not future.cancelled():
+            future.result()
+
+
+class _Crew:
+    """The workers of one call: the next task, and whose turn it is to finish."""
+
+    def __init__(self, tasks: Sequence[Any], work: Any, finish: Any) -> None:
+        self.tasks, self.work, self.finish = tasks, work, finish
+        self.next = self.done = 0
+        self.stopped = False
+        self.turn = threading.Condition()
+
+    def help(self) -> None:
+        """Work on a helper's thread; a failure stops the others."""
+        with quiet():
+            try:
+                self.toil()
+            except BaseException:
+                self.stop()
+                raise
+
+    def stop(self) -> None:
+        """Let every worker end after the task that it is at."""
+        with self.turn:
+            self.stopped = True
+            self.turn.notify_all()
+
+    def toil(self) -> None:
+        """Take tasks until none is left."""
+        while True:
+            with self.turn:
+                number = self.next
+                if self.stopped or number == len(self.tasks):
+                    return
+                self.next += 1
+            result = self.work(self.tasks[number])
+            if self.finish:
+                with self.turn:
+                    self.turn.wait_for(lambda: self.stopped or self.done == number)  # noqa: B023
+                    if self.stopped:
+                        return
+                    self.finish(self.tasks[number], result)
+                    self.done += 1
+                    self.turn.notify_all()
