@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
 
@@ -139,6 +140,7 @@ def quiet() -> contextlib.AbstractContextManager[Any]:
     return np.errstate(all="ignore")
 
 
+@lru_cache(maxsize=256, typed=True)
 def dtype_name(dtype: Any) -> str:
     """Return a dtype's name in the array API: "float32" for ``np.float32``, ``torch.float32``."""
     if isinstance(dtype, str):
@@ -176,7 +178,7 @@ def result_name(xp: Namespace, *names: str) -> str:
 
 def checked_dtype(dtype: Any) -> str:
     """Return the name of a `dtype` argument."""
-    name = dtype_name(dtype)
+    name = dtype_name(dtype) if isinstance(dtype, Hashable) else ""
     if name not in REAL + COMPLEX + INTEGER:
         raise Refusal("dtype to be a real, complex or integer dtype", shown(dtype), TypeError)
     return name
