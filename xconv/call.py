@@ -300,7 +300,7 @@ class Call:
 
 def _samples_as_groups(xp: Namespace, a: Array, group: int) -> Array:
     """Return one group of (G, N, ...) as (N, 1, ...)."""
-    return xp.expand_dims(a[group, ...], axis=1)
+    return a[group, :, None, ...]
 
 
 def check_bytes(shape: Ints, dtype: str) -> None:

@@ -45,8 +45,8 @@ class Window(NamedTuple):
     dilation: Ints
 
 
-def along(axis: int, cells: int | slice) -> tuple[Any, ...]:
-    """Return the index that takes `cells` of one axis and all of the others."""
+def along(axis: int, cells: int | slice | None) -> tuple[Any, ...]:
+    """Return the index that takes `cells` of one axis (None: a new one), all of the others."""
     return (slice(None),) * axis + (cells, Ellipsis)
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .errors import Refusal, shown
-from .geometry import Ints
+from .geometry import Ints, along
 from .namespace import Array, Namespace
 
 RULE = (
@@ -99,11 +99,11 @@ def grouped(xp: Namespace, a: Array, axes: Axes, G: int, batched: bool = True) -
     """Return x or y as ``(G, N, *I, c)``."""
     if not batched:
         one = without_batch(axes)
-        a = xp.expand_dims(xp.permute_dims(a, (*one.spatial, one.last)), axis=0)
+        a = xp.permute_dims(a, (*one.spatial, one.last))[None, ...]
     else:
         a = xp.permute_dims(a, (axes.first, *axes.spatial, axes.last))
     if G == 1:
-        return xp.expand_dims(a, axis=0)
+        return a[None, ...]
     a = xp.reshape(a, (*a.shape[:-1], G, a.shape[-1] // G))
     return xp.permute_dims(a, (a.ndim - 2, *range(a.ndim - 2), a.ndim - 1))
 
@@ -123,7 +123,7 @@ def grouped_weights(xp: Namespace, w: Array, axes: Axes, G: int, lead: int = 0) 
     order = (*axes.spatial, axes.first, axes.last)
     w = xp.permute_dims(w, (*range(lead), *(lead + axis for axis in order)))
     if G == 1:
-        return xp.expand_dims(w, axis=lead)
+        return w[along(lead, None)]
     w = xp.reshape(w, (*w.shape[:-1], G, w.shape[-1] // G))
     return xp.permute_dims(w, (*range(lead), w.ndim - 2, *range(lead, w.ndim - 2), w.ndim - 1))
 
