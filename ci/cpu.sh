@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Lint, then every test on every array library that runs on a CPU. Arguments go on to pytest.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+use_environment
+
+ci/lint.sh
+pytest -n auto --hypothesis-seed 0 --junit-xml ci/reports/cpu.xml \
+    --backend numpy,torch,jax,dask,array-api-strict "$@"
+python ci/reports.py
