@@ -238,16 +238,18 @@ class Call:
         def write(setup: Setup) -> Array:
             out = xp.empty(shape, dtype=dtype_of(xp, types.result))
             view = layout.grouped_weights(xp, out, axes, geom.G, lead)
-            for i, pair in enumerate(each):
+            for i, pair in enumerate(each if geom.N else ()):
                 blocks.grad_weight(setup, *pair, view[:, i], geom.per_sample())
             if not lead:
                 blocks.grad_weight(setup, *operands, view, geom)
             return out
 
         def evaluate(setup: Setup) -> Array:
+            if lead and not geom.N:
+                return expression.nothing(setup, x, g, shape)
             if lead:
                 parts = [expression.grad_weight(setup, *pair, geom.per_sample()) for pair in each]
-                dw = xp.stack(parts, axis=1)[: geom.N, ...]
+                dw = xp.stack(parts, axis=1)
             else:
                 dw = expression.grad_weight(setup, *operands, geom)
             return layout.ungrouped_weights(xp, cast(xp, dw, types.result), axes, lead)

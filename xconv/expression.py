@@ -18,7 +18,7 @@ def forward(setup: Setup, x: Array, w: Array, geom: Geometry, bias: Array | None
     """dT/dg: return the convolution of x with w, plus bias (G, 1, .., k)."""
     xp = setup.xp
     if not geom.N or not geom.C or not geom.K:
-        y = _zeros(setup, x, (geom.G, geom.N, *geom.O, geom.k))
+        y = nothing(setup, x, w, (geom.G, geom.N, *geom.O, geom.k))
     else:
         x, w = _ready(setup, x, 0), _ready(setup, w, 1)
         outputs, taps = [(0, size) for size in geom.O], [(0, size) for size in geom.W]
@@ -32,7 +32,7 @@ def grad_weight(setup: Setup, x: Array, g: Array, geom: Geometry) -> Array:
     """dT/dw: return the gradient of the weights."""
     xp = setup.xp
     if not geom.N or not geom.C or not geom.K:
-        return _zeros(setup, x, (geom.G, *geom.W, geom.c, geom.k))
+        return nothing(setup, x, g, (geom.G, *geom.W, geom.c, geom.k))
     x, g = _ready(setup, x, 0), _ready(setup, g, 1)
     outputs, taps = [(0, size) for size in geom.O], [(0, size) for size in geom.W]
     zero = (0,) * geom.rank
@@ -45,7 +45,7 @@ def grad_input(
 ) -> Array:
     """dT/dx: return the gradient of the input, plus bias (G, 1, .., c)."""
     if not geom.N or not geom.C or not geom.K or 0 in geom.I:
-        dx = _zeros(setup, g, (geom.G, geom.N, *geom.I, geom.c))
+        dx = nothing(setup, g, w, (geom.G, geom.N, *geom.I, geom.c))
     else:
         dx = padding.unpad(setup.xp, _padded(setup, g, w, geom, ()), geom)
     return dx if bias is None else dx + bias
@@ -95,5 +95,11 @@ def _ready(setup: Setup, a: Array, operand: int) -> Array:
     return setup.xp.conj(a) if setup.conjugate[operand] else a
 
 
-def _zeros(setup: Setup, like: Array, shape: tuple[int, ...]) -> Array:
-    return setup.xp.zeros(shape, dtype=dtype_of(setup.xp, setup.compute), device=device(like))
+def nothing(setup: Setup, a: Array, b: Array, shape: tuple[int, ...]) -> Array:
+    """Return zeros: the result where it has no elements, or where both operands have none.
+
+    The operands' sums are added for PyTorch, which differentiates through what they are part of.
+    """
+    xp, dtype = setup.xp, dtype_of(setup.xp, setup.compute)
+    zeros = xp.zeros(shape, dtype=dtype, device=device(a))
+    return zeros + (xp.sum(_ready(setup, a, 0)) + xp.sum(_ready(setup, b, 1)))

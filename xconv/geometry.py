@@ -144,9 +144,8 @@ class Geometry:
         return self if N == self.N else dataclasses.replace(self, N=N)
 
     def per_sample(self) -> Geometry:
-        """Return one group of all samples as a convolution whose groups are the samples."""
-        N = self.N
-        return dataclasses.replace(self, N=min(N, 1), C=N * self.c, K=N * self.k, G=max(N, 1))
+        """Return one group of all samples as one sample whose groups they are."""
+        return dataclasses.replace(self, N=1, C=self.N * self.c, K=self.N * self.k, G=self.N)
 
     def backwards(self, phases: tuple[Phase, ...]) -> Geometry:
         """Return the convolution that gives the input gradient at one phase of each axis."""

@@ -175,7 +175,8 @@ def pad(xp: Namespace, x: Array, geom: Geometry, start: Ints, stop: Ints) -> Arr
     for a in range(geom.rank):
         axis = 2 + a
         parts = []
-        for run in pieces(geom.I[a], geom.padding_mode, start[a], stop[a]):
+        runs = pieces(geom.I[a], geom.padding_mode, start[a], stop[a])
+        for run in runs:
             shape = (*x.shape[:axis], run.stop - run.start, *x.shape[axis + 1 :])
             if run.source is None:
                 part = xp.zeros(shape, dtype=x.dtype, device=device(x))
@@ -183,6 +184,8 @@ def pad(xp: Namespace, x: Array, geom: Geometry, start: Ints, stop: Ints) -> Arr
                 part = _oriented(xp, x, axis, run)
                 part = xp.broadcast_to(part, shape) if run.step == 0 else part
             parts.append(part)
+        if all(run.source is None for run in runs):
+            parts.append(x[along(axis, slice(0, 0))])  # PyTorch is to know that x was an operand
         x = parts[0] if len(parts) == 1 else xp.concat(parts, axis=axis)
     return x
 
