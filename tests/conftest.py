@@ -9,6 +9,8 @@ A test that takes `backend` runs once per selected one, of those in its
 of them.
 """
 
+import sys
+
 import backends
 import pytest
 from hypothesis import HealthCheck, settings
@@ -70,3 +72,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if stays(item)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs():
+    """Let go of what JAX compiled for a module's tests: gigabytes, by the end."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()

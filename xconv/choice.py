@@ -13,7 +13,7 @@ from typing import Protocol
 
 from . import taps, windows
 from .errors import Refusal, shown
-from .geometry import Geometry, Window
+from .geometry import Geometry, Window, slab
 from .namespace import Array, Namespace, in_place
 
 
@@ -26,7 +26,7 @@ class Algorithm(Hashable, Protocol):
     def grad_weight(self, xp: Namespace, x: Array, g: Array, window: Window) -> Array:
         """x (G, N, *L, c) padded, g (G, N, *O, k) -> (G, *W, c, k)."""
 
-    def workspace(self, positions: int, taps: int, c: int, k: int) -> int:
+    def workspace(self, cells: int, positions: int, taps: int, c: int, k: int) -> int:
         """Elements needed beyond operands and result."""
 
 
@@ -45,10 +45,13 @@ def algorithm(method: str, xp: Namespace, geom: Geometry) -> Algorithm:
     """Return the algorithm for one contraction of this geometry.
 
     "auto" looks at shapes and the kind of library alone. One tap needs no windows, one input
-    channel per group needs no matrix product, and both copy less as `taps`; libraries whose
-    arrays are not written in place run `taps` as one expression.
+    channel per group needs no matrix product, fewer outputs than inputs need no copies of windows:
+    these run as `taps`, and so do libraries whose arrays are not written in place, as one
+    expression.
     """
     if method == "auto":
-        few = math.prod(geom.W) == 1 or (geom.c == 1 and geom.G > 1)
+        points, positions = math.prod(geom.W), math.prod(geom.O)
+        few = points == 1 or (geom.c == 1 and geom.G > 1)
+        few = few or taps.narrows(slab(geom, geom.O, geom.W), positions, points, geom.c, geom.k)
         method = "taps" if few or not in_place(xp) else "windows"
     return METHODS[method]

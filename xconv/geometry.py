@@ -406,3 +406,9 @@ def halved(shape: Ints, order: Ints) -> Iterator[Ints]:
         while current[axis] > 1:
             current[axis] = -(-current[axis] // 2)
             yield tuple(current)
+
+
+def slab(geom: Geometry, o: Ints, w: Ints) -> int:
+    """Count the input cells that a box of outputs reads at a box of taps."""
+    spans = zip(geom.stride, o, geom.dilation, w, strict=True)
+    return math.prod(s * (size - 1) + d * (taps - 1) + 1 for s, size, d, taps in spans)

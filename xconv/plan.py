@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from .choice import Algorithm
 from .errors import Refusal
-from .geometry import Geometry, Ints, halved
+from .geometry import Geometry, Ints, halved, slab
 
 MIB = 2**20
 Range = tuple[int, int]
@@ -64,12 +64,6 @@ def boxes(ranges: Iterable[tuple[int, int]]) -> list[tuple[Range, ...]]:
     return list(itertools.product(*(parts(0, total, size) for total, size in ranges)))
 
 
-def slab(geom: Geometry, o: Ints, w: Ints) -> int:
-    """Count the input cells that a box of outputs reads at a box of taps."""
-    spans = zip(geom.stride, o, geom.dilation, w, strict=True)
-    return math.prod(s * (size - 1) + d * (taps - 1) + 1 for s, size, d, taps in spans)
-
-
 def _first(shapes: Iterable[Ints], fits: Callable[[Ints], bool]) -> Ints:
     """Return the first shape that fits, or else the last."""
     shape: Ints = ()
@@ -100,7 +94,7 @@ def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits)
     def block(held: Ints, shape: Ints) -> int:
         (_, k, c, *w), (g, n, *o) = held, shape
         cells, positions = g * n * slab(geom, tuple(o), tuple(w)), g * n * math.prod(o)
-        extra = algorithm.workspace(positions, math.prod(w), c, k)
+        extra = algorithm.workspace(cells, positions, math.prod(w), c, k)
         return itemsize * (cells * c + extra + 2 * positions * k)
 
     def fits(held: Ints) -> bool:
@@ -130,7 +124,7 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
     def block(held: Ints, shape: Ints) -> int:
         (g, k, c, *w), (n, *o) = held, shape
         cells, positions = g * n * slab(geom, tuple(o), tuple(w)), g * n * math.prod(o)
-        extra = algorithm.workspace(positions, math.prod(w), c, k)
+        extra = algorithm.workspace(cells, positions, math.prod(w), c, k)
         return itemsize * (cells * c + extra + positions * k + _weights(held))
 
     def fits(held: Ints) -> bool:

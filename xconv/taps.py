@@ -17,6 +17,8 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window) -> Array:
     G, N, c, k = x.shape[0], x.shape[1], x.shape[-1], w.shape[-1]
     positions, points = N * math.prod(window.O), taps(window)
     w = xp.reshape(w, (G, len(points), c, k))
+    if narrows(N * math.prod(x.shape[2:-1]), positions, len(points), c, k):
+        return _products_first(xp, x, w, window)
     y = None
     for t, point in enumerate(points):
         rows = xp.reshape(x[point], (G, positions, c))
@@ -24,6 +26,31 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window) -> Array:
         term = rows * w[:, t, ...] if c == 1 else xp.matmul(rows, w[:, t, ...])
         y = term if y is None else y + term
     return xp.reshape(y, (G, N, *window.O, k))
+
+
+def narrows(cells: int, positions: int, taps: int, c: int, k: int) -> bool:
+    """Whether all products of a cell come first: where outputs are fewer than inputs.
+
+    One product with the weights of all taps, then shifted sums of k numbers instead of shifted
+    copies of c. It is done for every cell of a block, so most cells must be outputs too.
+    """
+    return taps > 1 and k < c and cells <= 2 * positions
+
+
+def _products_first(xp: Namespace, x: Array, w: Array, window: Window) -> Array:
+    G, points, c, k = w.shape
+    _, N, *L, _ = x.shape
+    cells = xp.reshape(x, (G, N * math.prod(L), c))
+    weights = xp.reshape(xp.matrix_transpose(w), (G, points * k, c))
+    # (G, W*k, c) @ (G, c, N*L) -> (G, W*k, N*L)
+    products = xp.matmul(weights, xp.matrix_transpose(cells))
+    products = xp.reshape(products, (G, points, k * N, *L))
+    y = None
+    for t, point in enumerate(taps(window)):
+        term = products[:, t, ...][point[:-1]]
+        y = term if y is None else y + term
+    y = xp.reshape(y, (G, k, N, *window.O))
+    return xp.permute_dims(y, (0, *range(2, y.ndim), 1))
 
 
 def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
@@ -39,6 +66,8 @@ def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
     return xp.reshape(xp.stack(dw, axis=1), (G, *window.W, c, k))
 
 
-def workspace(positions: int, taps: int, c: int, k: int) -> int:
+def workspace(cells: int, positions: int, taps: int, c: int, k: int) -> int:
     """Elements that a contraction needs beyond its operands and its result."""
+    if narrows(cells, positions, taps, c, k):
+        return cells * taps * k + positions * k + taps * c * k
     return positions * (c + k) + taps * c * k

@@ -36,6 +36,6 @@ def _rows(xp: Namespace, x: Array, window: Window) -> Array:
     return xp.reshape(windows(xp, x, window), (x.shape[0], positions, width))
 
 
-def workspace(positions: int, taps: int, c: int, k: int) -> int:
+def workspace(cells: int, positions: int, taps: int, c: int, k: int) -> int:
     """Elements that a contraction needs beyond its operands and its result."""
     return positions * taps * c
