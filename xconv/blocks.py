@@ -20,6 +20,7 @@ from .namespace import Array, Namespace, cast, dtype_name, dtype_of, itemsize
 from .plan import Limits, Range
 
 EVERYTHING = slice(None)
+Pair = tuple[Array, Array]
 
 
 class Setup(NamedTuple):
@@ -42,48 +43,60 @@ class Setup(NamedTuple):
         return itemsize(self.compute)
 
     def ready(self, a: Array, operand: int) -> Array:
-        """Conjugate a loaded block where its operand asks for it."""
-        return self.xp.conj(a) if self.conjugate[operand] else a
+        """Conjugate a loaded block where its operand asks for it, in place if it is a copy."""
+        if not self.conjugate[operand]:
+            return a
+        return self.xp.conj(a, out=a) if a.base is None else self.xp.conj(a)
 
 
 def forward(
-    setup: Setup, x: Array, w: Array, y: Array, geom: Geometry, bias: Array | None = None
+    setup: Setup, pairs: Sequence[Pair], y: Array, geom: Geometry, bias: Array | None = None
 ) -> None:
-    """dT/dg: write the convolution of x with w, plus bias (G, 1, .., k), to y."""
+    """dT/dg: write the sum of the convolutions of each x with its w, plus bias, to y.
+
+    There is one pair of x and w, two in a second derivative, or none; bias is (G, 1, .., k).
+    """
     if 0 in y.shape:
         return
-    if not geom.C:
+    if not geom.C or not pairs:
         store(setup, y, bias)
         return
+    geom, cells = geom.skipping()
+    pairs = [(x[(EVERYTHING, EVERYTHING, *cells)], w) for x, w in pairs]
     xp, chosen = setup.xp, setup.choose(geom)
-    cut = plan.forward(geom, chosen, setup.itemsize, setup.limits)
-    sums = plan.boxes([(geom.c, cut.c), *zip(geom.W, cut.w, strict=True)])
-    positions = [(geom.N, cut.n), *zip(geom.O, cut.o, strict=True)]
-    threads = cut.workers(setup.limits, setup.threads)
+    cut = plan.forward(geom, chosen, setup.itemsize * len(pairs), setup.limits)
+    sums = list(plan.boxes([(geom.c, cut.c), *zip(geom.W, cut.w, strict=True)]))
+    whole = cut.c == geom.c and cut.shared_w == geom.W
+    everything = [(0, size) for size in (geom.c, *geom.W)]
 
-    for held_g, held_k in plan.boxes([(geom.G, cut.shared_g), (geom.k, cut.shared_k)]):
+    for own_g, own_k in plan.boxes([(geom.G, cut.shared_g), (geom.k, cut.shared_k)]):
 
-        def weights(part: Sequence[Range], g: Range = held_g, k: Range = held_k) -> Array:
+        def weights(w: Array, part: Sequence[Range], g: Range = own_g, k: Range = own_k) -> Array:
             return setup.ready(load_weights(setup, w, g, part, k), 1)
 
-        held = weights(sums[0]) if len(sums) == 1 else None
+        held = [weights(w, everything) if whole else None for _, w in pairs]
 
-        def work(task: tuple[Range, ...], g: Range = held_g, k: Range = held_k) -> None:
-            own, *box = task
-            first, last = own[0] - g[0], own[1] - g[0]
-            sample, outputs = box[0], box[1:]
+        def work(task: tuple[Range, ...], g: Range = own_g, k: Range = own_k) -> None:
+            own, sample, *outputs = task
+            groups = slice(own[0] - g[0], own[1] - g[0])
             total = None
-            for part in sums:
-                kernel = (weights(part) if held is None else held)[first:last]  # noqa: B023
-                block = load(setup, x, geom, own, sample, outputs, part)
-                term = chosen.forward(xp, block, kernel, window(geom, outputs, part[1:]))
-                total = term if total is None else total + term
+            for (x, w), ready in zip(pairs, held, strict=True):  # noqa: B023
+                for part in sums:
+                    if ready is None:
+                        kernel = weights(w, part)[groups]
+                    else:
+                        channels, *taps = (slice(*r) for r in part)
+                        kernel = ready[(groups, *taps, channels)]
+                    block = load(setup, x, geom, own, sample, outputs, part)
+                    term = chosen.forward(xp, block, kernel, window(geom, outputs, part[1:]))
+                    total = term if total is None else total + term
             there = (slice(*own), slice(*sample), *(slice(*o) for o in outputs), slice(*k))
             some = None if bias is None else bias[slice(*own), ..., slice(*k)]
             store(setup, y[there], some, total)
 
-        tasks = [(own, *box) for own in plan.parts(*held_g, cut.g) for box in plan.boxes(positions)]
-        workers.run(tasks, work, workers=threads)
+        sizes = [(geom.N, cut.n), *zip(geom.O, cut.o, strict=True)]
+        tasks = plan.boxes(sizes, plan.parts(*own_g, cut.g))
+        workers.run(tasks, work, workers=cut.workers(setup.limits, setup.threads))
 
 
 def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> None:
@@ -93,40 +106,42 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
     if not geom.N:
         dw[...] = 0
         return
+    geom, cells = geom.skipping()
+    x = x[(EVERYTHING, EVERYTHING, *cells)]
     xp, chosen = setup.xp, setup.choose(geom)
     cut = plan.grad_weight(geom, chosen, setup.itemsize, setup.limits)
-    held = plan.boxes(
-        [(geom.G, cut.g), (geom.k, cut.shared_k), (geom.c, cut.c), *zip(geom.W, cut.w, strict=True)]
-    )
-    positions = plan.boxes([(geom.N, cut.n), *zip(geom.O, cut.o, strict=True)])
-    total = None
+    rank, total = geom.rank, None
+    last = (geom.N, *geom.O)
 
-    def work(task: tuple[tuple[Range, ...], tuple[Range, ...]]) -> Array:
-        (own, k, *part), (sample, *outputs) = task
+    def work(task: tuple[Range, ...]) -> Array:
+        own, k, part, sample, outputs = *task[:2], task[2 : 3 + rank], task[-1 - rank], task[-rank:]
         block = load(setup, x, geom, own, sample, outputs, part)
         there = (slice(*own), slice(*sample), *(slice(*o) for o in outputs), slice(*k))
         columns = setup.ready(xp.ascontiguousarray(g[there], dtype=dtype_of(xp, setup.compute)), 1)
         return chosen.grad_weight(xp, block, columns, window(geom, outputs, part[1:]))
 
-    def finish(task: tuple[tuple[Range, ...], tuple[Range, ...]], term: Array) -> None:
+    def finish(task: tuple[Range, ...], term: Array) -> None:
         nonlocal total
-        (own, k, c, *taps), box = task
-        if box is positions[0]:
+        own, k, c, *taps = task[: 3 + rank]
+        box = task[3 + rank :]
+        if not any(start for start, _ in box):
             total = term
         else:
             total += term
-        if box is positions[-1]:
+        if tuple(stop for _, stop in box) == last:
             there = (slice(*own), *(slice(*t) for t in taps), slice(*c), slice(*k))
             store(setup, dw[there], None, total)
 
-    tasks = list(itertools.product(held, positions))
+    weights = [(geom.G, cut.g), (geom.k, cut.shared_k), (geom.c, cut.c)]
+    sizes = [*weights, *zip(geom.W, cut.w, strict=True), (geom.N, cut.n)]
+    tasks = plan.boxes([*sizes, *zip(geom.O, cut.o, strict=True)])
     workers.run(tasks, work, finish, workers=cut.workers(setup.limits, setup.threads))
 
 
 def grad_input(
-    setup: Setup, g: Array, w: Array, dx: Array, geom: Geometry, bias: Array | None = None
+    setup: Setup, pairs: Sequence[Pair], dx: Array, geom: Geometry, bias: Array | None = None
 ) -> None:
-    """dT/dx: write the gradient of the input, plus bias (G, 1, .., c), to dx.
+    """dT/dx: write the sum of the input gradients of each g and its w, plus bias, to dx.
 
     Cells that the padding copied collect the gradients of all their copies before they are
     stored, so that they are rounded once.
@@ -140,15 +155,14 @@ def grad_input(
     for tile in itertools.product(*axes):
         if all(len(strip.runs) == 1 for strip in tile):
             start, stop = tuple(s.start for s in tile), tuple(s.stop for s in tile)
-            _cells(setup, g, w, dx[_inside(start, stop)], geom, start, stop, bias)
+            _cells(setup, pairs, dx[_inside(start, stop)], geom, start, stop, bias)
         else:
-            _copied(setup, g, w, dx, geom, tile, bias)
+            _copied(setup, pairs, dx, geom, tile, bias)
 
 
 def _cells(
     setup: Setup,
-    g: Array,
-    w: Array,
+    pairs: Sequence[Pair],
     dx: Array,
     geom: Geometry,
     start: Ints,
@@ -160,21 +174,29 @@ def _cells(
     Each phase of the stride is a dense convolution of g with its own part of the weights: no
     inserted zero is ever multiplied.
     """
+    ranges = [geom.read_range(a) for a in range(geom.rank)]
+    first = tuple(max(a, low) for a, (low, _) in zip(start, ranges, strict=True))
+    last = tuple(min(b, high) for b, (_, high) in zip(stop, ranges, strict=True))
+    if (first, last) != (start, stop):  # what no output reads has no gradient, whatever w holds
+        store(setup, dx, bias)
+        if any(a >= b for a, b in zip(first, last, strict=True)):
+            return
+        dx = dx[(EVERYTHING, EVERYTHING, *_ranges(first, last, start))]
+        start, stop = first, last
     axes = [geom.phases(a, start[a], stop[a]) for a in range(geom.rank)]
     reached = [sum(phase.cells for phase in phases) for phases in axes]
     if not geom.K or any(n < b - a for n, a, b in zip(reached, start, stop, strict=True)):
         store(setup, dx, bias)
     for phases in itertools.product(*axes) if geom.K else ():
         cells = tuple(slice(p.offset, None, s) for p, s in zip(phases, geom.stride, strict=True))
-        kernel = phase_weights(setup.xp, w, phases)
         there = dx[(EVERYTHING, EVERYTHING, *cells)]
-        forward(setup, g, kernel, there, geom.backwards(phases), bias)
+        phased = [(g, phase_weights(setup.xp, w, phases)) for g, w in pairs]
+        forward(setup, phased, there, geom.backwards(phases), bias)
 
 
 def _copied(
     setup: Setup,
-    g: Array,
-    w: Array,
+    pairs: Sequence[Pair],
     dx: Array,
     geom: Geometry,
     tile: tuple[padding.Strip, ...],
@@ -208,7 +230,7 @@ def _copied(
                 start, stop = tuple(r.start for r in runs), tuple(r.stop for r in runs)
                 shape = (geom.G, last - first, *(b - a for a, b in zip(start, stop, strict=True)))
                 term = xp.empty((*shape, geom.c), dtype=dtype_of(xp, setup.compute))
-                _cells(setup, g[:, own], w, term, part, start, stop)
+                _cells(setup, [(g[:, own], w) for g, w in pairs], term, part, start, stop)
                 for axis, run in enumerate(runs, 2):
                     term = padding.adjoint(xp, term, axis, run.moved(run.start))
                 total = term if total is None else total + term
@@ -264,4 +286,9 @@ def store(setup: Setup, there: Array, bias: Array | None, block: Array | None = 
 
 
 def _inside(start: Ints, stop: Ints) -> tuple[slice, ...]:
-    return (EVERYTHING, EVERYTHING, *(slice(a, b) for a, b in zip(start, stop, strict=True)))
+    return (EVERYTHING, EVERYTHING, *_ranges(start, stop, (0,) * len(start)))
+
+
+def _ranges(start: Ints, stop: Ints, begin: Ints) -> tuple[slice, ...]:
+    """Return slices of ``[start, stop)``, counted from `begin`."""
+    return tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, begin, strict=True))

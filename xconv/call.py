@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from . import blocks, choice, expression, layout, workers
-from .blocks import Setup
+from .blocks import Pair, Setup
 from .dtypes import DTypes, accumulation, bias_sum, promoted
 from .errors import Refusal, shown
 from .geometry import Geometry, Ints, geometry, index, options, per_axis, sizes, transposed_size
@@ -84,7 +84,8 @@ def data_sizes(a: Array, name: str, axes: Axes) -> Data:
         one = layout.without_batch(axes)
         return Data(name, False, 1, tuple(shape[axis] for axis in one.spatial), shape[one.last])
     raise Refusal(
-        f"{name} of {rank + 2} dimensions, or {rank + 1} for one sample, with {rank} spatial axes",
+        f"{name} of {rank + 2} dimensions, or {rank + 1} for one sample, as the kernel has {rank} "
+        "spatial",
         f"{name} of shape {shape}",
     )
 
@@ -164,53 +165,85 @@ class Call:
         return self.geom.N * math.prod(self.geom.O)
 
     def forward(
-        self, x: Array, w: Array, b: Array | None, types: DTypes, conjugate: bool = False
+        self,
+        pairs: list[Pair],
+        b: Array | None,
+        types: DTypes,
+        like: Array,
+        conjugate: bool = False,
     ) -> Array:
-        """dT/dg at (x, w), plus b: an array like y."""
-        return self._data(
-            "forward", (x, self.layout.x), w, b, types, conjugate, self.layout.y, self.y_shape
-        )
+        """dT/dg, summed over the pairs (x, w), plus b: an array like y, where `like` is."""
+        return self._data("forward", pairs, b, types, like, conjugate, self.layout.x, self.layout.y)
 
     def grad_input(
-        self, g: Array, w: Array, b: Array | None, types: DTypes, conjugate: bool = False
+        self,
+        pairs: list[Pair],
+        b: Array | None,
+        types: DTypes,
+        like: Array,
+        conjugate: bool = False,
     ) -> Array:
-        """dT/dx at (g, w), plus b: an array like x."""
+        """dT/dx, summed over the pairs (g, w), plus b: an array like x, where `like` is."""
         return self._data(
-            "grad_input", (g, self.layout.y), w, b, types, conjugate, self.layout.x, self.x_shape
+            "grad_input", pairs, b, types, like, conjugate, self.layout.y, self.layout.x
         )
 
     def _data(
         self,
         name: str,
-        operand: tuple[Array, Axes],
-        w: Array,
+        pairs: list[Pair],
         b: Array | None,
         types: DTypes,
+        like: Array,
         conjugate: bool,
         axes: Axes,
-        shape: Ints,
+        result: Axes,
     ) -> Array:
         """Run one of the two contractions with the weights."""
-        xp, G = self.xp, self.geom.G
-        a = layout.grouped(xp, *operand, G, self.batched)
-        kernel = layout.grouped_weights(xp, w, self.layout.w, G)
-        bias = None
-        if b is not None:
-            bias = xp.reshape(b, (G, *(1,) * (1 + self.geom.rank), b.shape[0] // G))
-            bias = cast(xp, bias, types.compute)
+        xp, geom = self.xp, self.geom
+        shape = self.y_shape if name == "forward" else self.x_shape
         check_bytes(shape, types.result)
+
+        def operands() -> tuple[list[Pair], Array | None]:
+            grouped = [
+                (
+                    layout.grouped(xp, a, axes, geom.G, self.batched),
+                    layout.grouped_weights(xp, w, self.layout.w, geom.G),
+                )
+                for a, w in pairs
+            ]
+            if b is None:
+                return grouped, None
+            bias = xp.reshape(b, (geom.G, *(1,) * (1 + geom.rank), b.shape[0] // geom.G))
+            return grouped, cast(xp, bias, types.compute)
 
         def write(setup: Setup) -> Array:
             out = xp.empty(shape, dtype=dtype_of(xp, types.result))
-            view = layout.grouped(xp, out, axes, G, self.batched)
-            getattr(blocks, name)(setup, a, kernel, view, self.geom, bias)
+            view = layout.grouped(xp, out, result, geom.G, self.batched)
+            grouped, bias = operands()
+            getattr(blocks, name)(setup, grouped, view, geom, bias)
             return out
 
         def evaluate(setup: Setup) -> Array:
-            y = getattr(expression, name)(setup, a, kernel, self.geom, bias)
-            return layout.ungrouped(xp, cast(xp, y, types.result), axes, self.batched)
+            if not pairs or 0 in (geom.N, geom.C, geom.K, *shape):
+                y = self._nothing(shape, types.compute, like, pairs)
+                return cast(xp, y if b is None else y + self.bias_view(b, result), types.result)
+            grouped, bias = operands()
+            y = getattr(expression, name)(setup, grouped, geom, bias)
+            return layout.ungrouped(xp, cast(xp, y, types.result), result, self.batched)
 
-        return self._run(write, evaluate, operand[0], types.compute, (False, conjugate))
+        return self._run(write, evaluate, like, types.compute, (False, conjugate))
+
+    def _nothing(self, shape: Ints, name: str, like: Array, pairs: list[Pair]) -> Array:
+        """Return zeros: the sum over no terms, or a result of no elements.
+
+        Operands without elements are added, as PyTorch differentiates only through what it saw.
+        """
+        zero = self.zeros(shape, name, like)
+        for a in (a for pair in pairs for a in pair):
+            empty = a[(slice(0, 0),) * a.ndim]
+            zero = zero + self.xp.sum(cast(self.xp, empty, name), dtype=dtype_of(self.xp, name))
+        return zero
 
     def grad_weight(
         self,
@@ -222,22 +255,21 @@ class Call:
     ) -> Array:
         """dT/dw at (x, g), either conjugated: an array like w, one per sample if asked for."""
         xp, geom, axes = self.xp, self.geom, self.layout.w
-        operands = (
-            layout.grouped(xp, x, self.layout.x, geom.G, self.batched),
-            layout.grouped(xp, g, self.layout.y, geom.G, self.batched),
-        )
         lead = int(per_sample and self.batched)
         shape = (geom.N,) * lead + self.w_shape
         check_bytes(shape, types.result)
-        # per sample, each group is a convolution whose groups are the samples
-        each = [
-            (_samples_as_groups(xp, operands[0], i), _samples_as_groups(xp, operands[1], i))
-            for i in range(lead * geom.G)
-        ]
+
+        def split() -> tuple[Pair, list[Pair]]:
+            """Return x and g, and per sample each group of them as one whose groups are samples."""
+            a = layout.grouped(xp, x, self.layout.x, geom.G, self.batched)
+            b = layout.grouped(xp, g, self.layout.y, geom.G, self.batched)
+            groups = range(lead * geom.G)
+            return (a, b), [(a[i, :, None, ...], b[i, :, None, ...]) for i in groups]
 
         def write(setup: Setup) -> Array:
             out = xp.empty(shape, dtype=dtype_of(xp, types.result))
             view = layout.grouped_weights(xp, out, axes, geom.G, lead)
+            operands, each = split()
             for i, pair in enumerate(each if geom.N else ()):
                 blocks.grad_weight(setup, *pair, view[:, i], geom.per_sample())
             if not lead:
@@ -245,8 +277,10 @@ class Call:
             return out
 
         def evaluate(setup: Setup) -> Array:
-            if lead and not geom.N:
-                return expression.nothing(setup, x, g, shape)
+            if 0 in (geom.N, geom.C, geom.K):
+                zero = self._nothing(shape, types.compute, x, [(x, g)])
+                return cast(xp, zero, types.result)
+            operands, each = split()
             if lead:
                 parts = [expression.grad_weight(setup, *pair, geom.per_sample()) for pair in each]
                 dw = xp.stack(parts, axis=1)
@@ -286,23 +320,17 @@ class Call:
         with current(dy):
             return cast(self.xp, self.xp.sum(dy, axis=over, dtype=wide), name)
 
-    def bias_view(self, b: Array, transposed: bool) -> Array:
-        """Return b with axes to be added to y, or to the result of a transposed call."""
-        axes = self.layout.x if transposed else self.layout.y
+    def bias_view(self, b: Array, axes: Axes) -> Array:
+        """Return b with axes to be added to an array of the layout `axes`."""
         axes = axes if self.batched else layout.without_batch(axes)
         ndim = self.geom.rank + 1 + self.batched
-        return self.xp.reshape(b, tuple(-1 if a == axes.last else 1 for a in range(ndim)))
+        return self.xp.reshape(b, tuple(b.shape[0] if a == axes.last else 1 for a in range(ndim)))
 
     def zeros(self, shape: Ints, name: str, like: Array) -> Array:
         """Return zeros of this shape and dtype, where `like` is."""
         xp = self.xp
         with current(like):
             return xp.zeros(shape, dtype=dtype_of(xp, name), device=device(like))
-
-
-def _samples_as_groups(xp: Namespace, a: Array, group: int) -> Array:
-    """Return one group of (G, N, ...) as (N, 1, ...)."""
-    return a[group, :, None, ...]
 
 
 def check_bytes(shape: Ints, dtype: str) -> None:
@@ -358,7 +386,8 @@ def _channels(x: Data, w: Weights, groups: int) -> None:
     if x.channels != w.c * groups:
         raise Refusal(
             f"the channels of {x.name} to be groups times the input channels of w",
-            f"channels {x.channels}, groups {groups}, w with {w.c} input channels",
+            f"channels {x.channels} of {'samples' if x.batched else 'one sample'} of size "
+            f"{x.spatial}, groups {groups}, w with {w.c} input channels",
         )
 
 

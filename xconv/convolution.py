@@ -67,7 +67,7 @@ def conv(
         y (N, *O, K). Three strings are JAX's, of x, w and y: ("NHWC", "HWIO", "NHWC").
     dtype : dtype, optional
         Dtype of sums and result, to which x and w must promote, such as int32 for int8 arrays.
-        The default is the namespace's ``result_type(x, w)``, where integers wrap as in `matmul`.
+        The default is the namespace's ``result_type(x, w)``, in which integers wrap as in `matmul`.
         16-bit floats are summed in float32 and rounded once.
     method : {"auto", "windows", "taps"}
         The algorithm: one product of all sliding windows with the kernels, or one product per
@@ -96,7 +96,8 @@ def conv(
 
     Notes
     -----
-    Differentiable by PyTorch and JAX, and usable inside `jax.jit`, `jax.grad` and `jax.vmap`.
+    Differentiable by PyTorch and JAX, and usable inside `jax.jit`, `jax.grad` and `jax.vmap`; for
+    `jax.jit` itself the options are static, as in ``jax.jit(conv, static_argnames="stride")``.
     On NumPy, results do not depend on the number of threads.
 
     References
@@ -124,7 +125,7 @@ def conv(
     call = forward_call(xp, x, w, settings)
     types = call.types(x, w, call.forward_terms())
     check_bias(xp, b, call.geom.K, types.result)
-    return call.forward(x, w, b, types)
+    return call.forward([(x, w)], b, types, x)
 
 
 @public
@@ -209,7 +210,7 @@ def conv_transpose(
     call = transposed_call(xp, x, w, output_padding, output_size, settings)
     types = call.types(x, w, call.input_terms())
     check_bias(xp, b, call.geom.C, types.result)
-    return call.grad_input(x, w, b, types)
+    return call.grad_input([(x, w)], b, types, x)
 
 
 def _of_rank(function: Callable[P, R], rank: int, x: str, w: str, shape: str) -> Callable[P, R]:
@@ -218,8 +219,8 @@ def _of_rank(function: Callable[P, R], rank: int, x: str, w: str, shape: str) ->
     inner = inspect.unwrap(function)
 
     def ranked(*args: P.args, **kwargs: P.kwargs) -> R:
-        _, (_, weights) = accept(x=args[0], w=args[1])
-        if rank_of(weights) != rank:
+        weights = accept(x=args[0], w=args[1])[1][1] if len(args) > 1 else None
+        if weights is not None and rank_of(weights) != rank:
             raise Refusal(
                 f"w of {rank + 2} dimensions, {rank} of them spatial", f"w of shape {weights.shape}"
             )
@@ -230,7 +231,7 @@ def _of_rank(function: Callable[P, R], rank: int, x: str, w: str, shape: str) ->
     del ranked.__dict__["__wrapped__"]
     ranked.__name__ = ranked.__qualname__ = name
     ranked.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-    ones = "1, " * rank
+    ones = ", 1" * rank
     ranked.__doc__ = f"""Apply `{function.__name__}` with {rank} spatial axes.
 
     The same function and the same options; weights of another rank are refused.
@@ -258,19 +259,19 @@ def _of_rank(function: Callable[P, R], rank: int, x: str, w: str, shape: str) ->
     --------
     >>> import numpy as np
     >>> from xconv import {name}
-    >>> {name}(np.ones((1, 2, {"4, " * rank})), np.ones((2, 2, {ones}))).shape
+    >>> {name}(np.ones((1, 2{", 4" * rank})), np.ones((2, 2{ones}))).shape
     {shape}
     """
     return public(ranked)
 
 
 conv1d = _of_rank(conv, 1, "(N, C, I)", "(K, C / groups, W)", "(1, 2, 4)")
-conv2d = _of_rank(conv, 2, "(N, C, I, I)", "(K, C / groups, W, W)", "(1, 2, 4, 4)")
-conv3d = _of_rank(conv, 3, "(N, C, I, I, I)", "(K, C / groups, W, W, W)", "(1, 2, 4, 4, 4)")
+conv2d = _of_rank(conv, 2, "(N, C, I1, I2)", "(K, C / groups, W1, W2)", "(1, 2, 4, 4)")
+conv3d = _of_rank(conv, 3, "(N, C, I1, I2, I3)", "(K, C / groups, W1, W2, W3)", "(1, 2, 4, 4, 4)")
 conv_transpose1d = _of_rank(conv_transpose, 1, "(N, C, O)", "(C, K / groups, W)", "(1, 2, 4)")
 conv_transpose2d = _of_rank(
-    conv_transpose, 2, "(N, C, O, O)", "(C, K / groups, W, W)", "(1, 2, 4, 4)"
+    conv_transpose, 2, "(N, C, O1, O2)", "(C, K / groups, W1, W2)", "(1, 2, 4, 4)"
 )
 conv_transpose3d = _of_rank(
-    conv_transpose, 3, "(N, C, O, O, O)", "(C, K / groups, W, W, W)", "(1, 2, 4, 4, 4)"
+    conv_transpose, 3, "(N, C, O1, O2, O3)", "(C, K / groups, W1, W2, W3)", "(1, 2, 4, 4, 4)"
 )

@@ -70,9 +70,8 @@ def accumulation(xp: Namespace, a: str, b: str, name: str, terms: int) -> str:
     if name in INTEGER:
         if widens_integers(xp) and a in INTEGER and b in INTEGER:
             bits = 8 * (itemsize(a) + itemsize(b))
-            exact = bits <= 32 and terms << bits <= 2**53
-            if exact:
-                return "float64"
+            if bits <= 32 and terms << bits <= 2**52 and itemsize(name) <= 4:
+                return "float64"  # a bias of 64 bits would not fit
         if name in INTEGER[5:] and not native_unsigned(xp):
             return "int64"
     return name
@@ -88,7 +87,7 @@ def complexity(name: str, like: str) -> str:
 def bias_sum(xp: Namespace, name: str) -> str:
     """Return the dtype in which a bias gradient is summed: wide enough for 2**25 terms."""
     if name in INTEGER:
-        return "int64"
+        return name if native_unsigned(xp) else "int64"  # either wraps to the same
     if in_place(xp):
         return complexity("float64", name)
     return "float32" if name in ("float16", "bfloat16") else name

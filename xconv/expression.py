@@ -6,70 +6,74 @@ defer it. Shapes are those of `blocks`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from . import padding
-from .blocks import Setup, phase_weights, window
-from .geometry import Geometry, Phase, along
+from .blocks import Pair, Setup, phase_weights
+from .geometry import Geometry, Phase, Window, along
 from .namespace import Array, Namespace, cast, device, dtype_of
 
 
-def forward(setup: Setup, x: Array, w: Array, geom: Geometry, bias: Array | None = None) -> Array:
-    """dT/dg: return the convolution of x with w, plus bias (G, 1, .., k)."""
-    xp = setup.xp
-    if not geom.N or not geom.C or not geom.K:
-        y = nothing(setup, x, w, (geom.G, geom.N, *geom.O, geom.k))
-    else:
-        x, w = _ready(setup, x, 0), _ready(setup, w, 1)
-        outputs, taps = [(0, size) for size in geom.O], [(0, size) for size in geom.W]
-        zero = (0,) * geom.rank
-        block = padding.pad(xp, x, geom, *geom.reads(zero, geom.O, zero, geom.W))
-        y = setup.choose(geom).forward(xp, block, w, window(geom, outputs, taps))
-    return y if bias is None else y + bias
+def forward(
+    setup: Setup, pairs: Sequence[Pair], geom: Geometry, bias: Array | None = None
+) -> Array:
+    """dT/dg: return the sum of the convolutions of each x with its w, plus bias (G, 1, .., k)."""
+    terms = [_forward(setup, x, w, geom) for x, w in pairs]
+    return padding.total([*terms, bias] if bias is not None else terms)
+
+
+def _forward(setup: Setup, x: Array, w: Array, geom: Geometry) -> Array:
+    block, shape = _padded_input(setup, x, geom)
+    return setup.choose(geom).forward(setup.xp, block, _ready(setup, w, 1), shape)
+
+
+def _padded_input(setup: Setup, x: Array, geom: Geometry) -> tuple[Array, Window]:
+    """Return all of x, padded, and what slides over it."""
+    zero = (0,) * geom.rank
+    start, stop = geom.reads(zero, geom.O, zero, geom.W)
+    block = padding.pad(setup.xp, _ready(setup, x, 0), geom, start, stop)
+    return block, Window(geom.O, geom.W, geom.stride, geom.dilation)
 
 
 def grad_weight(setup: Setup, x: Array, g: Array, geom: Geometry) -> Array:
     """dT/dw: return the gradient of the weights."""
-    xp = setup.xp
-    if not geom.N or not geom.C or not geom.K:
-        return nothing(setup, x, g, (geom.G, *geom.W, geom.c, geom.k))
-    x, g = _ready(setup, x, 0), _ready(setup, g, 1)
-    outputs, taps = [(0, size) for size in geom.O], [(0, size) for size in geom.W]
-    zero = (0,) * geom.rank
-    block = padding.pad(xp, x, geom, *geom.reads(zero, geom.O, zero, geom.W))
-    return setup.choose(geom).grad_weight(xp, block, g, window(geom, outputs, taps))
+    block, shape = _padded_input(setup, x, geom)
+    return setup.choose(geom).grad_weight(setup.xp, block, _ready(setup, g, 1), shape)
 
 
 def grad_input(
-    setup: Setup, g: Array, w: Array, geom: Geometry, bias: Array | None = None
+    setup: Setup, pairs: Sequence[Pair], geom: Geometry, bias: Array | None = None
 ) -> Array:
-    """dT/dx: return the gradient of the input, plus bias (G, 1, .., c)."""
-    if not geom.N or not geom.C or not geom.K or 0 in geom.I:
-        dx = nothing(setup, g, w, (geom.G, geom.N, *geom.I, geom.c))
-    else:
-        dx = padding.unpad(setup.xp, _padded(setup, g, w, geom, ()), geom)
-    return dx if bias is None else dx + bias
+    """dT/dx: return the sum of the input gradients of each g and its w, plus bias."""
+    padded = [_padded(setup, g, w, geom, ()) for g, w in pairs]
+    terms = [padding.unpad(setup.xp, dx, geom) for dx in padded]
+    return padding.total([*terms, bias] if bias is not None else terms)
 
 
 def _padded(setup: Setup, g: Array, w: Array, geom: Geometry, chosen: tuple[Phase, ...]) -> Array:
     """Return the gradient of all padded coordinates, the phases of one axis after the other.
 
     All phases of an axis are taken over the same whole periods of the stride, so that they
-    interleave by a stack and a reshape.
+    interleave by a stack and a reshape. What no output reads is zero, whatever w holds.
     """
     if len(chosen) == geom.rank:
-        return forward(setup, g, phase_weights(setup.xp, w, chosen), geom.backwards(chosen))
+        return _forward(setup, g, phase_weights(setup.xp, w, chosen), geom.backwards(chosen))
     xp, a = setup.xp, len(chosen)
     start, stop = padding.extent(geom, a)
+    first, last = geom.read_range(a)
+    first = min(max(first, start), stop)
+    last = max(min(last, stop), first)
     s, low = geom.stride[a], geom.padding[a][0]
-    begin, end = (start + low) // s * s - low, -(-(stop + low) // s) * s - low
-    phases = {phase.offset: phase for phase in geom.phases(a, begin, end)}
+    begin, end = (first + low) // s * s - low, -(-(last + low) // s) * s - low
     parts = {
-        offset: _padded(setup, g, w, geom, (*chosen, phase)) for offset, phase in phases.items()
+        phase.offset: _padded(setup, g, w, geom, (*chosen, phase))
+        for phase in geom.phases(a, begin, max(end, begin + s))
     }
     axis = 2 + a
     whole = parts[0] if s == 1 else _interleaved(xp, parts, s, axis)
-    return whole[along(axis, slice(start - begin, stop - begin))]
+    whole = whole[along(axis, slice(first - begin, last - begin))]
+    return padding.embedded(xp, whole, axis, first - start, stop - last)
 
 
 def _interleaved(xp: Namespace, parts: dict[int, Array], s: int, axis: int) -> Array:

@@ -6,10 +6,11 @@ import math
 from typing import Any
 
 from . import padding as pads
+from .dtypes import accumulation
 from .errors import Refusal, public
 from .geometry import Geometry, Window, along, geometry, options, sizes
 from .layout import grouped, layout_axes, ungrouped
-from .namespace import Array, Namespace, accept, current, device, windows
+from .namespace import Array, Namespace, accept, cast, current, device, dtype_name, windows
 
 
 @public
@@ -64,6 +65,9 @@ def unfold(
         N, C, C, spatial, W, options(len(W), stride, padding, dilation, 1, padding_mode)
     )
     with current(x):
+        if 0 in (N, C):
+            shape = (N, C * math.prod(W), math.prod(geom.O))
+            return xp.zeros(shape[not batched :], dtype=x.dtype, device=device(x))
         zero = (0,) * geom.rank
         start, stop = geom.reads(zero, geom.O, zero, geom.W)
         view = grouped(xp, x, layout_axes("channels_first", geom.rank).x, 1, batched)
@@ -133,12 +137,17 @@ def fold(
             f"cols of shape {tuple(cols.shape)}, kernel size {W}, output size {geom.O}",
         )
     with current(cols):
+        if 0 in (N, geom.C, *spatial):
+            shape = (N, geom.C, *spatial)
+            return xp.zeros(shape[not batched :], dtype=cols.dtype, device=device(cols))
         r = geom.rank
         # (N, C, *W, *O) -> (1, N, *O, *W, C)
-        view = xp.reshape(cols, (N, geom.C, *W, *geom.O))
+        name = dtype_name(cols.dtype)
+        wide = cast(xp, cols, accumulation(xp, name, name, name, taps))
+        view = xp.reshape(wide, (N, geom.C, *W, *geom.O))
         view = xp.permute_dims(view, (0, *range(2 + r, 2 + 2 * r), *range(2, 2 + r), 1))
         dx = pads.unpad(xp, _overlapped(xp, view[None, ...], geom), geom)
-        return ungrouped(xp, dx, layout_axes("channels_first", r).x, batched)
+        return ungrouped(xp, cast(xp, dx, name), layout_axes("channels_first", r).x, batched)
 
 
 def _overlapped(xp: Namespace, view: Array, geom: Geometry) -> Array:
@@ -169,17 +178,12 @@ def _spread(xp: Namespace, part: Array, axis: int, first: int, stride: int) -> t
 
 def _placed(xp: Namespace, part: Array, first: int, axis: int, length: int) -> Array:
     """Return an axis of `length` cells that holds `part` from cell `first` on, cut to fit."""
-    start, stop = max(-first, 0), max(min(part.shape[axis], length - first), max(-first, 0))
+    size = part.shape[axis]
+    start = min(max(-first, 0), size)
+    stop = max(min(size, length - first), start)
     part = part[along(axis, slice(start, stop))]
     before = min(max(first, 0), length)
-    after = length - before - part.shape[axis]
-    pieces = [
-        xp.zeros(
-            (*part.shape[:axis], n, *part.shape[axis + 1 :]), dtype=part.dtype, device=device(part)
-        )
-        for n in (before, after)
-    ]
-    return xp.concat([pieces[0], part, pieces[1]], axis=axis)
+    return pads.embedded(xp, part, axis, before, length - before - part.shape[axis])
 
 
 def _samples(a: Array, axes: int, name: str, rank: int) -> tuple[bool, int, int, tuple[int, ...]]:

@@ -119,6 +119,27 @@ class Geometry:
         end = tuple(s[a] * (stop[a] - 1) + d[a] * (last[a] - 1) + 1 - pad[a][0] for a in axes)
         return begin, end
 
+    def read_range(self, axis: int) -> tuple[int, int]:
+        """Return the padded coordinates from the first to the last that any output reads."""
+        s, d, (low, _) = self.stride[axis], self.dilation[axis], self.padding[axis]
+        return -low, s * (self.O[axis] - 1) + d * (self.W[axis] - 1) + 1 - low
+
+    def skipping(self) -> tuple[Geometry, tuple[slice, ...]]:
+        """Return the input cells that one-tap axes read at all, and the convolution of them.
+
+        With zeros padding, an axis of one tap and stride s is one of stride 1 on every s-th cell.
+        """
+        cells = [slice(None)] * self.rank
+        I, stride, padding = list(self.I), list(self.stride), list(self.padding)
+        for a, (low, _) in enumerate(self.padding):
+            if self.W[a] == 1 and self.stride[a] > 1 and self.padding_mode == "zeros":
+                before, first = divmod(-low, self.stride[a])
+                cells[a] = slice(first, None, self.stride[a])
+                I[a] = len(range(first, self.I[a], self.stride[a]))
+                stride[a], padding[a] = 1, (-before, self.O[a] - I[a] + before)
+        geom = dataclasses.replace(self, I=tuple(I), stride=tuple(stride), padding=tuple(padding))
+        return geom, tuple(cells)
+
     def phases(self, axis: int, start: int, stop: int) -> list[Phase]:
         """Phases of the padded coordinates ``[start, stop)``; cells in none have gradient 0.
 
@@ -167,7 +188,7 @@ class Geometry:
         )
 
 
-def index(value: Any, what: str) -> int:
+def index(value: Any, what: str, kinds: str = "an int") -> int:
     """Return `value` as an int; bools, floats and everything else are refused."""
     if type(value) is int:
         return value
@@ -176,13 +197,14 @@ def index(value: Any, what: str) -> int:
             return operator.index(value)
         except Exception:  # whatever an object's own __index__ raises
             pass
-    raise Refusal(f"{what} to be an int", shown(value), TypeError)
+    raise Refusal(f"{what} to be {kinds}", shown(value), TypeError)
 
 
 def sizes(value: Any, what: str, rank: int | None = None) -> Ints:
     """Return a tuple of sizes, one per axis; an int is refused."""
     if not isinstance(value, (tuple, list)):
-        raise Refusal(f"{what} to be a tuple, one int per axis", shown(value), TypeError)
+        rule = f"{what} to be a tuple, one int per axis, such as (3, 3)"
+        raise Refusal(rule, shown(value), TypeError)
     result = tuple(index(v, f"every entry of {what}") for v in value)
     if rank is not None and len(result) != rank:
         raise Refusal(f"{what} with one int per axis, {rank} in all", f"{result}")
@@ -196,7 +218,7 @@ def per_axis(value: Any, what: str, rank: int, least: int) -> Ints:
     if isinstance(value, (tuple, list)):
         result = sizes(value, what, rank)
     else:
-        result = (index(value, what),) * rank
+        result = (index(value, what, "an int or a tuple of ints"),) * rank
     if min(result) < least:
         raise Refusal(f"every {what} to be at least {least}", f"{what} {result}")
     return result
@@ -209,7 +231,8 @@ def padding_pairs(value: Any, rank: int) -> str | Pairs:
             raise Refusal(f"padding to be ints, pairs or one of {PADDING_NAMES}", shown(value))
         return value
     if not isinstance(value, (tuple, list)):
-        return ((index(value, "padding"),) * 2,) * rank
+        kinds = f"an int, a tuple of ints or pairs, or one of {PADDING_NAMES}"
+        return ((index(value, "padding", kinds),) * 2,) * rank
     if len(value) != rank:
         raise Refusal(f"padding with one int or pair per axis, {rank} in all", shown(value))
     pairs = []
@@ -255,8 +278,9 @@ def options(
     padding_mode: Any = "zeros",
 ) -> Options:
     """Check the options that need no sizes, and give each its one form."""
-    if padding_mode not in PADDING_MODES:
-        raise Refusal(f"padding_mode to be one of {PADDING_MODES}", shown(padding_mode))
+    if not isinstance(padding_mode, str) or padding_mode not in PADDING_MODES:
+        kind = ValueError if isinstance(padding_mode, str) else TypeError
+        raise Refusal(f"padding_mode to be one of {PADDING_MODES}", shown(padding_mode), kind)
     if (G := index(groups, "groups")) < 1:
         raise Refusal("groups to be at least 1", f"groups {G}")
     return Options(

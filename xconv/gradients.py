@@ -15,9 +15,8 @@ from .call import (
     transposed_call,
     weight_call,
 )
-from .dtypes import DTypes
 from .errors import public
-from .namespace import Array, accept, cast, current
+from .namespace import Array, accept, dtype_name, result_name
 
 OPTIONAL = ("ddx", "ddw", "ddb")
 
@@ -99,7 +98,7 @@ def conv_backward(
     for_x = call.types(dy, w, call.input_terms(), like=x)
     for_w = call.types(dy, x, call.weight_terms(), like=w)
     return ConvGrads(
-        call.grad_input(dy, w, None, for_x, conjugate=True) if want_x else None,
+        call.grad_input([(dy, w)], None, for_x, dy, conjugate=True) if want_x else None,
         call.grad_weight(x, dy, for_w) if want_w else None,
         call.bias_grad(dy, call.layout.y) if want_b else None,
     )
@@ -174,7 +173,7 @@ def conv_transpose_backward(
     for_x = call.types(dy, w, call.forward_terms(), like=x)
     for_w = call.types(dy, x, call.weight_terms(), like=w)
     return ConvGrads(
-        call.forward(dy, w, None, for_x, conjugate=True) if want_x else None,
+        call.forward([(dy, w)], None, for_x, dy, conjugate=True) if want_x else None,
         call.grad_weight(dy, x, for_w, conjugate=(False, True)) if want_w else None,
         call.bias_grad(dy, call.layout.x) if want_b else None,
     )
@@ -242,7 +241,7 @@ def conv_grad_input(
     )
     call = input_call(xp, dy, w, input_size, settings)
     types = call.types(dy, w, call.input_terms(), real_part=True)
-    return call.grad_input(dy, w, None, types, conjugate=True)
+    return call.grad_input([(dy, w)], None, types, dy, conjugate=True)
 
 
 @public
@@ -383,7 +382,7 @@ def conv_double_backward(
     dx = dw = None
     if ddw is not None:
         types = call.types(dy, ddw, call.input_terms(), like=x)
-        dx = call.grad_input(dy, ddw, None, types, conjugate=True)
+        dx = call.grad_input([(dy, ddw)], None, types, dy, conjugate=True)
     if ddx is not None:
         types = call.types(dy, ddx, call.weight_terms(), like=w)
         dw = call.grad_weight(ddx, dy, types)
@@ -467,7 +466,7 @@ def conv_transpose_double_backward(
     dx = dw = None
     if ddw is not None:
         types = call.types(dy, ddw, call.forward_terms(), like=x)
-        dx = call.forward(dy, ddw, None, types, conjugate=True)
+        dx = call.forward([(dy, ddw)], None, types, dy, conjugate=True)
     if ddx is not None:
         types = call.types(dy, ddx, call.weight_terms(), like=w)
         dw = call.grad_weight(dy, ddx, types, conjugate=(False, True))
@@ -491,18 +490,15 @@ def _second(
     check_shape(ddw, "ddw", tuple(w.shape))
     contraction = call.grad_input if transposed else call.forward
     terms = call.input_terms() if transposed else call.forward_terms()
-    halves = [(a, k) for a, k in ((ddx, w), (x, ddw)) if a is not None and k is not None]
-    total = None
-    for a, k in halves:
-        compute, _ = call.types(a, k, terms)
-        half = contraction(a, k, None, DTypes(compute, compute))
-        total = half if total is None else total + half
-    result = call.types(x, w, terms, like=dy).result
-    total = call.zeros(tuple(dy.shape), result, dy) if total is None else total
+    pairs = [(a, k) for a, k in ((ddx, w), (x, ddw)) if a is not None and k is not None]
+    types = call.types(x, w, terms, like=dy)
+    for a, k in pairs:
+        other = call.types(a, k, terms).compute
+        types = types._replace(compute=result_name(call.xp, types.compute, other))
     if ddb is not None:
-        with current(dy):
-            total = total + call.bias_view(ddb, transposed)
-    return cast(call.xp, total, result)
+        own = dtype_name(ddb.dtype)
+        types = types._replace(compute=result_name(call.xp, types.compute, own))
+    return contraction(pairs, ddb, types, dy)
 
 
 def _zeros(call: Call, like: Array, a: Array, b: Array) -> Array:

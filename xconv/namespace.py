@@ -61,7 +61,8 @@ def _plain(name: str, a: Array) -> Array:
     elif array_api_compat.is_cupy_array(a):
         plain = kind is sys.modules["cupy"].ndarray
     elif array_api_compat.is_dask_array(a):
-        plain = array_api_compat.is_numpy_array(a._meta) or array_api_compat.is_cupy_array(a._meta)
+        chunk = type(a._meta)
+        plain = chunk is np.ndarray or chunk is getattr(sys.modules.get("cupy"), "ndarray", None)
         if any(math.isnan(size) for size in a.shape):
             raise Refusal(f"{name} with known chunk sizes", f"shape {a.shape}")
     else:
@@ -69,7 +70,9 @@ def _plain(name: str, a: Array) -> Array:
         plain = plain and not array_api_compat.is_pydata_sparse_array(a)
     if not plain:
         raise Refusal(
-            f"{name} to be a plain, dense array of an array library", _type_name(a), TypeError
+            f"{name} to be a plain, dense array of an array library (see numpy.asarray)",
+            _type_name(a),
+            TypeError,
         )
     return a
 
@@ -86,7 +89,9 @@ def _one_library(given: dict[str, Array]) -> tuple[dict[str, Array], Namespace]:
         xp = array_api_compat.array_namespace(*given.values())
     except TypeError:
         raise Refusal("arrays of one library", types, TypeError) from None
-    devices = {n: d for n, a in given.items() if (d := array_api_compat.device(a)) is not None}
+    devices = {n: array_api_compat.device(a) for n, a in given.items()}
+    # JAX: None while it traces, and a sharding where an array is spread over devices
+    devices = {n: d for n, d in devices.items() if d is not None and not hasattr(d, "device_set")}
     if len({str(d) for d in devices.values()}) > 1:
         places = ", ".join(f"{name} on {d}" for name, d in devices.items())
         raise Refusal("arrays on one device", places, TypeError)

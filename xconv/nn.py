@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
 from .convolution import conv, conv_transpose
 from .errors import Refusal, public, shown
 from .geometry import index, sizes
+from .geometry import options as shape_options
 from .gradients import ConvGrads, conv_backward, conv_transpose_backward
 from .layout import layout_axes
 from .namespace import Array, random_uniform
@@ -55,6 +57,12 @@ class _Layer:
                 "channels, kernel sizes and groups of at least 1, and groups to divide channels",
                 f"in_channels {C}, out_channels {K}, kernel_size {W}, groups {G}",
             )
+        known = [p.name for p in inspect.signature(type(self)._forward).parameters.values()][3:]
+        for name in options:
+            if name not in known:
+                raise Refusal(f"options among {', '.join(known)}", name, TypeError)
+        names = ("stride", "padding", "dilation", "groups", "padding_mode")
+        shape_options(len(W), **{name: options[name] for name in names if name in options})
         if type(bias) is not bool:
             raise Refusal("bias to be a bool", shown(bias), TypeError)
         axes = layout_axes(options.get("layout", "channels_first"), len(W), self._transposed).w
@@ -65,6 +73,12 @@ class _Layer:
         self.bias: Array | None = random_uniform((K,), bound, rng, like) if bias else None
         self.options = options
         self._x: Array | None = None
+
+    def __repr__(self) -> str:
+        """Return the shape of the weights and the options."""
+        given = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        name, bias = type(self).__name__, self.bias is not None
+        return f"{name}(weight {tuple(self.weight.shape)}, bias={bias}{given})"
 
     def __call__(self, x: Array) -> Array:
         """Return the layer's output for x, and remember x for `backward`."""

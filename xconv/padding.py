@@ -224,6 +224,18 @@ def adjoint(xp: Namespace, dx: Array, axis: int, run: Run) -> Array:
     return xp.flip(part, axis=axis) if run.step == -1 else part
 
 
+def embedded(xp: Namespace, part: Array, axis: int, before: int, after: int) -> Array:
+    """Return `part` with zeros before and after it on one axis."""
+    sides = [
+        xp.zeros(
+            (*part.shape[:axis], n, *part.shape[axis + 1 :]), dtype=part.dtype, device=device(part)
+        )
+        for n in (before, after)
+    ]
+    pieces = [sides[0]] * (before > 0) + [part] + [sides[1]] * (after > 0)
+    return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=axis)
+
+
 def total(terms: list[Array]) -> Array:
     """Add arrays up, in order."""
     result = terms[0]

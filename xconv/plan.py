@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -34,9 +34,9 @@ class Limits(NamedTuple):
 class Plan(NamedTuple):
     """Sizes of the parts into which each index is cut, and what they take.
 
-    ``g, n, o, k`` are those of a block, ``c, w`` of the sums within it. ``shared_g`` and
-    ``shared_k`` are the groups and output channels whose weights are prepared at once, for all
-    blocks. ``shared`` and ``block`` are in bytes.
+    ``g, n, o`` are those of a block, ``c, w`` of the sums within it. ``shared_g``, ``shared_k``
+    and ``shared_w`` are the groups, output channels and taps whose weights are prepared at once,
+    for all blocks. ``shared`` and ``block`` are in bytes.
     """
 
     shared_g: int
@@ -46,6 +46,7 @@ class Plan(NamedTuple):
     o: Ints
     c: int
     w: Ints
+    shared_w: Ints
     shared: int
     block: int
 
@@ -59,9 +60,12 @@ def parts(start: int, stop: int, size: int) -> list[Range]:
     return [(a, min(a + size, stop)) for a in range(start, stop, size)]
 
 
-def boxes(ranges: Iterable[tuple[int, int]]) -> list[tuple[Range, ...]]:
-    """Cut ``[0, total)`` of each (total, size) into ranges; return all their combinations."""
-    return list(itertools.product(*(parts(0, total, size) for total, size in ranges)))
+def boxes(sizes: Iterable[tuple[int, int]], *more: Sequence[Range]) -> Iterator[tuple[Range, ...]]:
+    """Cut ``[0, total)`` of each (total, size) into ranges; yield all their combinations.
+
+    Ranges in `more` come first. There may be a great many boxes, so no list is made of them.
+    """
+    return itertools.product(*more, *(parts(0, total, size) for total, size in sizes))
 
 
 def _first(shapes: Iterable[Ints], fits: Callable[[Ints], bool]) -> Ints:
@@ -89,37 +93,46 @@ def _check(needed: int, limits: Limits) -> None:
 @lru_cache(maxsize=1024)
 def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits) -> Plan:
     """Cut a forward contraction: weights prepared once, then blocks of output positions."""
-    spatial = range(2, 2 + geom.rank)
+    single = (1,) * geom.rank
+    whole = (geom.G, geom.k, geom.c, *geom.W)
+    shortest = min(SHORTEST_SUM, math.prod(whole[2:]))
 
-    def block(held: Ints, shape: Ints) -> int:
-        (_, k, c, *w), (g, n, *o) = held, shape
-        cells, positions = g * n * slab(geom, tuple(o), tuple(w)), g * n * math.prod(o)
+    def block(held: Ints, shape: Ints, w: Ints) -> int:
+        (_, k, c, *_), (g, n, *o) = held, shape
+        cells, positions = g * n * slab(geom, tuple(o), w), g * n * math.prod(o)
         extra = algorithm.workspace(cells, positions, math.prod(w), c, k)
         return itemsize * (cells * c + extra + 2 * positions * k)
 
     def fits(held: Ints) -> bool:
         shared = itemsize * _weights(held)
-        least = block(held, (1,) * (2 + geom.rank))
+        least = min(block(held, (1, 1, *single), w) for w in (held[3:], single))
         return 2 * shared <= limits.workspace and shared + least <= limits.workspace
 
-    whole = (geom.G, geom.k, geom.c, *geom.W)
-    shortest = min(SHORTEST_SUM, math.prod(whole[2:]))
-    ever_less = (h for h in halved(whole, (1, 0, 2, *range(3, 3 + geom.rank))))
-    held = _first((h for h in ever_less if math.prod(h[2:]) >= shortest), fits)
-    shared_g, shared_k, c, *w = held
+    smaller = halved(whole, (1, 0, 2, *range(3, 3 + geom.rank)))
+    held = _first((h for h in smaller if math.prod(h[2:]) >= shortest), fits)
     shared = itemsize * _weights(held)
     wanted = min(max(limits.block, 2 * shared), limits.workspace - shared)
-    g, n, *o = _first(
-        halved((shared_g, geom.N, *geom.O), (1, 0, *spatial)), lambda s: block(held, s) <= wanted
-    )
-    size = block(held, (g, n, *o))
+    order = (1, 0, *range(2, 2 + geom.rank))
+
+    def shape_for(w: Ints) -> Ints:
+        shapes = halved((held[0], geom.N, *geom.O), order)
+        return _first(shapes, lambda shape: block(held, shape, w) <= wanted)
+
+    w = held[3:]
+    g, n, *o = shape_for(w)
+    gaps = slab(geom, tuple(o), w) > math.prod(w) * slab(geom, tuple(o), single)
+    if gaps or block(held, (g, n, *o), w) > limits.workspace - shared:
+        w = single  # a dilated block would be mostly cells that no tap reads
+        g, n, *o = shape_for(w)
+    size = block(held, (g, n, *o), w)
     _check(shared + size, limits)
-    return Plan(shared_g, shared_k, g, n, tuple(o), c, tuple(w), shared, size)
+    return Plan(held[0], held[1], g, n, tuple(o), held[2], w, held[3:], shared, size)
 
 
 @lru_cache(maxsize=1024)
 def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits) -> Plan:
     """Cut a weight gradient: parts of the weights, each a sum over blocks of positions."""
+    single = (1,) * geom.rank
 
     def block(held: Ints, shape: Ints) -> int:
         (g, k, c, *w), (n, *o) = held, shape
@@ -129,17 +142,23 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
 
     def fits(held: Ints) -> bool:
         shared = itemsize * _weights(held)
-        least = block(held, (1,) * (1 + geom.rank))
+        least = block((*held[:3], *single), (1, *single))
         return 6 * shared <= limits.workspace and shared + least <= limits.workspace
+
+    def shape_for(held: Ints) -> Ints:
+        shared = itemsize * _weights(held)
+        wanted = min(max(limits.block, 3 * shared), limits.workspace - shared)
+        shapes = halved((geom.N, *geom.O), tuple(range(1 + geom.rank)))
+        return _first(shapes, lambda shape: block(held, shape) <= wanted)
 
     whole = (geom.G, geom.k, geom.c, *geom.W)
     held = _first(halved(whole, (0, 2, 1, *range(3, 3 + geom.rank))), fits)
+    n, *o = shape_for(held)
+    gaps = slab(geom, tuple(o), held[3:]) > math.prod(held[3:]) * slab(geom, tuple(o), single)
+    if gaps or block(held, (n, *o)) > limits.workspace - itemsize * _weights(held):
+        held = (*held[:3], *single)
+        n, *o = shape_for(held)
     g, k, c, *w = held
-    shared = itemsize * _weights(held)
-    wanted = min(max(limits.block, 3 * shared), limits.workspace - shared)
-    n, *o = _first(
-        halved((geom.N, *geom.O), tuple(range(1 + geom.rank))), lambda s: block(held, s) <= wanted
-    )
-    size = block(held, (n, *o))
+    shared, size = itemsize * _weights(held), block(held, (n, *o))
     _check(shared + size, limits)
-    return Plan(g, k, g, n, tuple(o), c, tuple(w), shared, size)
+    return Plan(g, k, g, n, tuple(o), c, tuple(w), tuple(w), shared, size)

@@ -124,10 +124,8 @@ def check_adjoint(x: Array, w: Array, /, **options: Any) -> float:
     """
     xp, (x, w) = accept(x=x, w=w)
     bound = _bound(x, w)
-    names = {"dtype", "method", "max_workspace"}
-    shape = {name: value for name, value in options.items() if name not in names}
-    geom = forward_call(xp, x, w, Settings(**shape)).geom
     y = conv(x, w, **options)
+    geom = forward_call(xp, x, w, Settings(**options)).geom
     g = random_integers(default_rng(0), y)
     whole, size = _inner(xp, g, y)
     layout = options.get("layout", "channels_first")

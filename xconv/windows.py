@@ -25,8 +25,9 @@ def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
     """dT/dw: x (G, N, *L, c) padded, g (G, N, *O, k) -> (G, *W, c, k)."""
     G, c, k = x.shape[0], x.shape[-1], g.shape[-1]
     rows = _rows(xp, x, window)
-    # (G, W*c, N*O) @ (G, N*O, k) -> (G, W*c, k)
-    dw = xp.matmul(xp.matrix_transpose(rows), xp.reshape(g, (G, rows.shape[1], k)))
+    columns = xp.matrix_transpose(xp.reshape(g, (G, rows.shape[1], k)))
+    # (G, k, N*O) @ (G, N*O, W*c) -> (G, k, W*c): CuPy copies what is transposed, so the smaller
+    dw = xp.matrix_transpose(xp.matmul(columns, rows))
     return xp.reshape(dw, (G, *window.W, c, k))
 
 

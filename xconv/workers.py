@@ -3,15 +3,19 @@
 A call uses as many workers as NumPy's BLAS may use threads when it starts, so OMP_NUM_THREADS
 and `threadpoolctl.threadpool_limits` hold. Meanwhile BLAS itself runs on one thread: a product
 has the same bits then however many workers there are, and two workers with a block each are
-faster than two threads inside many small products.
+faster than two threads inside many small products. Inside a Dask task nothing tells this module so:
+limit BLAS there (`threadpool_limits(1)`) where workers would be too many.
+
+A fork while another thread is inside a product can hang in OpenBLAS, with or without xconv.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -93,7 +97,7 @@ def available() -> Iterator[int]:
 
 
 def run(
-    tasks: Sequence[Task],
+    tasks: Iterable[Task],
     work: Callable[[Task], Result],
     finish: Callable[[Task, Result], None] | None = None,
     *,
@@ -103,8 +107,8 @@ def run(
 
     Parameters
     ----------
-    tasks : sequence
-        What is to be done.
+    tasks : iterable
+        What is to be done; taken one at a time.
     work : callable
         Does one task; runs in any order and at the same time as others.
     finish : callable, optional
@@ -113,7 +117,9 @@ def run(
     workers : int
         Threads to use.
     """
-    workers = min(workers, len(tasks))
+    first = list(itertools.islice(tasks := iter(tasks), workers))
+    tasks = itertools.chain(first, tasks)
+    workers = min(workers, len(first))  # none without a task
     if workers <= 1:
         for task in tasks:
             result = work(task)
@@ -142,9 +148,9 @@ def run(
 class _Crew:
     """The workers of one call: the next task, and whose turn it is to finish."""
 
-    def __init__(self, tasks: Sequence[Any], work: Any, finish: Any) -> None:
-        self.tasks, self.work, self.finish = tasks, work, finish
-        self.next = self.done = 0
+    def __init__(self, tasks: Iterator[Any], work: Any, finish: Any) -> None:
+        self.tasks, self.work, self.finish = enumerate(tasks), work, finish
+        self.done = 0
         self.stopped = False
         self.turn = threading.Condition()
 
@@ -167,16 +173,15 @@ class _Crew:
         """Take tasks until none is left."""
         while True:
             with self.turn:
-                number = self.next
-                if self.stopped or number == len(self.tasks):
-                    return
-                self.next += 1
-            result = self.work(self.tasks[number])
+                number, task = (0, None) if self.stopped else next(self.tasks, (0, None))
+            if task is None:
+                return
+            result = self.work(task)
             if self.finish:
                 with self.turn:
                     self.turn.wait_for(lambda: self.stopped or self.done == number)  # noqa: B023
                     if self.stopped:
                         return
-                    self.finish(self.tasks[number], result)
+                    self.finish(task, result)
                     self.done += 1
                     self.turn.notify_all()

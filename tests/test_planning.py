@@ -1,0 +1,141 @@
+"""What blocks must not do: load what no tap reads, outgrow the workspace, lose exactness."""
+
+import tracemalloc
+
+import dask.array
+import numpy as np
+import pytest
+import torch
+
+import xconv
+from xconv import blocks
+
+
+def ones(*shape, dtype="float32"):
+    return np.ones(shape, dtype)
+
+
+def loaded(monkeypatch, run):
+    """Count the cells that a call loads into blocks."""
+    count = 0
+    load = blocks.load
+
+    def counting(*args):
+        nonlocal count
+        block = load(*args)
+        count += block.size
+        return block
+
+    monkeypatch.setattr(blocks, "load", counting)
+    run()
+    return count
+
+
+def beyond(run):
+    """Return the peak of memory during a call, less what its results keep."""
+    run()
+    tracemalloc.start()
+    results = run()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak - sum(a.nbytes for a in (results if isinstance(results, tuple) else (results,)))
+
+
+@pytest.mark.parametrize("method", ["windows", "taps", "auto"])
+def test_dilation_loads_no_more_than_the_taps_read(monkeypatch, method):
+    x, w = ones(1, 64, 65, 65), ones(8, 64, 3, 3)
+    options = {"dilation": 36, "padding": 36, "method": method, "max_workspace": 2**20}
+    dy = xconv.conv(x, w, **options)
+    read = 9 * dy[:, 0].size * 64
+    assert loaded(monkeypatch, lambda: xconv.conv(x, w, **options)) <= read
+    run = lambda: xconv.conv_grad_weight(dy, x, (3, 3), **options)  # noqa: E731
+    assert loaded(monkeypatch, run) <= read
+
+
+def test_a_dilation_wider_than_the_workspace():
+    x = np.zeros((1, 16, 10**6), np.float32)
+    x[:, :, ::131072] = 1
+    y = xconv.conv(x, ones(2, 16, 3), dilation=131072, max_workspace=2**20)
+    expected = sum(x[0, 0, t * 131072 : t * 131072 + y.shape[-1]] for t in range(3)) * 16
+    assert (y[0] == expected).all()
+
+
+def test_one_tap_reads_only_every_stride_th_cell(monkeypatch):
+    x, w = ones(2, 4, 64, 64), ones(8, 4, 1, 1)
+    dy = xconv.conv(x, w, stride=16)
+    assert loaded(monkeypatch, lambda: xconv.conv(x, w, stride=16)) == 2 * 4 * 4 * 4
+    run = lambda: xconv.conv_grad_weight(dy, x, (1, 1), stride=16)  # noqa: E731
+    assert loaded(monkeypatch, run) == 2 * 4 * 4 * 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "complex64"])
+@pytest.mark.parametrize("given", ["xwb", "x", "w", "b"])
+def test_double_backward_stays_within_the_workspace(dtype, given):
+    x, w, workspace = ones(4, 8, 64, 64, dtype=dtype), ones(32, 8, 3, 3, dtype=dtype), 2**20
+    dy = xconv.conv(x, w)
+    second = [
+        a if n in given else None for n, a in zip("xwb", (x, w, ones(32, dtype=dtype)), strict=True)
+    ]
+    run = lambda: xconv.conv_double_backward(*second, dy, x, w, max_workspace=workspace)  # noqa: E731
+    assert beyond(run) <= workspace + 2**16
+
+
+def test_a_tiny_workspace_keeps_no_list_of_blocks():
+    x, w = ones(8, 8, 48, 48), ones(8, 8, 3, 3)
+    assert beyond(lambda: xconv.conv(x, w, max_workspace=2**14)) <= 2**14 + 2**16
+
+
+def test_double_backward_warns_of_nothing():
+    x = np.full((1, 1, 3), np.inf)
+    with np.errstate(all="raise"):
+        ddy, _, _ = xconv.conv_double_backward(x, -x, None, ones(1, 1, 1), x, x)
+    assert np.isnan(ddy).all()
+
+
+def test_a_bias_of_64_bits_keeps_them_all():
+    x, w = ones(1, 1, 3, dtype="int8"), ones(1, 1, 1, dtype="int8")
+    y = xconv.conv(x, w, np.array([2**60 + 1]), dtype=np.int64)
+    assert (y - 2**60 == 2).all()
+
+
+def test_fold_sums_16_bit_floats_in_32():
+    assert xconv.fold(ones(3000, 3000, dtype="float16"), (5999,), (3000,))[0, 2999] == 3000
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_what_no_output_reads_has_no_gradient_whatever_the_weights(library):
+    xp = {"numpy": np, "torch": torch}[library]
+    dy, w = xp.ones((1, 1, 2)), xp.full((1, 1, 2), np.inf)
+    dx = np.asarray(xconv.conv_grad_input(dy, w, (7,), padding=((-2, -2),)))
+    assert (dx[0, 0, [0, 1, 5, 6]] == 0).all()
+    assert (xconv.conv_grad_input(ones(1, 1, 2), ones(1, 1, 2), (7,), stride=3)[..., 5:] == 0).all()
+
+
+def test_masked_chunks_are_refused():
+    masked = dask.array.ma.masked_array(dask.array.ones((1, 1, 4)), mask=False)
+    with pytest.raises(TypeError, match=r"conv: need x to be a plain, dense array"):
+        xconv.conv(masked, dask.array.ones((1, 1, 1)))
+
+
+@pytest.mark.parametrize("channels", [(8, 2), (3, 4), (4, 4)])
+@pytest.mark.parametrize("chunks", [1, 5, -1])
+def test_dask_with_more_or_fewer_outputs_than_inputs(channels, chunks):
+    C, K = channels
+    x, w = ones(3, C, 6, 6), ones(K, C, 3, 3)
+    dy = xconv.conv(x, w)
+    lazy = [dask.array.from_array(a, chunks=(chunks, -1, -1, -1)) for a in (dy, x)]
+    for got, exact in zip(
+        xconv.conv_backward(*lazy, w), xconv.conv_backward(dy, x, w), strict=True
+    ):
+        np.testing.assert_array_equal(got.compute(), exact)
+
+
+def test_layers_check_their_options_at_once():
+    with pytest.raises(TypeError, match=r"^Conv: need options among stride, .*; got strid$"):
+        xconv.nn.Conv(1, 1, (3,), strid=2)
+    with pytest.raises(
+        ValueError, match=r"^ConvTranspose: need every stride .*; got stride \(0,\)$"
+    ):
+        xconv.nn.ConvTranspose(1, 1, (3,), stride=0)
+    layer = xconv.nn.Conv(1, 2, (3,), stride=2)
+    assert repr(layer) == "Conv(weight (2, 1, 3), bias=True, stride=2)"
