@@ -171,3 +171,20 @@ def test_ci_asks_for_every_backend():
     scripts = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "ci").glob("*.sh"))
     asked = {name for part in re.findall(r"--backend (\S+)", scripts) for name in part.split(",")}
     assert asked == set(backends.LOADERS)
+
+
+def test_readme_runs_as_pasted():
+    """The Python of the README, in one session and from top to bottom, and the seed's gradients."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 3
+    session = {}
+    for block in blocks:
+        exec(block, session)
+    assert session["dF"].shape == (32, 16, 5, 5)
+    assert (session["dB"] == 28 * 28).all()
+    assert session["dA_prev"].max() == 32 * 25
+
+
+def test_readme_names_the_test_command():
+    assert "```sh\nci/cpu.sh\n```" in (ROOT / "README.md").read_text("utf-8")
+    assert (ROOT / ".ci" / "run").read_text("utf-8").strip().endswith("ci/cpu.sh")

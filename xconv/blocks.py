@@ -209,15 +209,12 @@ def _copied(
     """
     xp, half = setup.xp, setup.limits.workspace // 2
     setup = setup._replace(limits=setup.limits._replace(workspace=half))
-    channels, widths = (
-        geom.C,
-        [max(s.stop - s.start, *(r.stop - r.start for r in s.runs)) for s in tile],
-    )
+    widths = [max(s.stop - s.start, *(r.stop - r.start for r in s.runs)) for s in tile]
     samples, widest = geom.N, max(widths)
 
     def size() -> int:
         cells = math.prod(min(width, widest) for width in widths)
-        return 3 * setup.itemsize * samples * channels * cells
+        return 3 * setup.itemsize * samples * geom.C * cells
 
     while size() > half and (samples > 1 or widest > 1):
         samples, widest = (-(-samples // 2), widest) if samples > 1 else (1, -(-widest // 2))

@@ -117,9 +117,10 @@ def run(
     workers : int
         Threads to use.
     """
-    first = list(itertools.islice(tasks := iter(tasks), workers))
-    tasks = itertools.chain(first, tasks)
-    workers = min(workers, len(first))  # none without a task
+    remaining = iter(tasks)
+    first = list(itertools.islice(remaining, workers))
+    workers = len(first)  # none without a task
+    tasks = itertools.chain(first, remaining)
     if workers <= 1:
         for task in tasks:
             result = work(task)
