@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from . import blocks, choice, expression, layout, workers
 from .blocks import Pair, Setup
-from .dtypes import DTypes, accumulation, bias_sum, promoted
+from .dtypes import DTypes, accumulation, promoted, sum_dtype
 from .errors import Refusal, shown
 from .geometry import Geometry, Ints, geometry, index, options, per_axis, sizes, transposed_size
 from .layout import Axes, Layout
@@ -315,7 +315,7 @@ class Call:
         """Sum dy over samples and positions."""
         one = axes if self.batched else layout.without_batch(axes)
         name = dtype_name(dy.dtype)
-        wide = dtype_of(self.xp, bias_sum(self.xp, name))
+        wide = dtype_of(self.xp, sum_dtype(self.xp, name))
         over = tuple(axis for axis in range(dy.ndim) if axis != one.last)
         with current(dy):
             return cast(self.xp, self.xp.sum(dy, axis=over, dtype=wide), name)

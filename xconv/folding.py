@@ -144,7 +144,8 @@ def fold(
         # (N, C, *W, *O) -> (1, N, *O, *W, C)
         name = dtype_name(cols.dtype)
         wide = cast(xp, cols, accumulation(xp, name, name, name, taps))
-        view = xp.reshape(wide, (N, geom.C, *W, *geom.O))
+        # one tap adds nothing up: its result would be a view of cols
+        view = xp.reshape(wide, (N, geom.C, *W, *geom.O), copy=True if taps == 1 else None)
         view = xp.permute_dims(view, (0, *range(2 + r, 2 + 2 * r), *range(2, 2 + r), 1))
         dx = pads.unpad(xp, _overlapped(xp, view[None, ...], geom), geom)
         return ungrouped(xp, cast(xp, dx, name), layout_axes("channels_first", r).x, batched)

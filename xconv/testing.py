@@ -7,7 +7,7 @@ from typing import Any
 
 from .call import Settings, forward_call
 from .convolution import conv, conv_transpose
-from .dtypes import bias_sum, real_of
+from .dtypes import real_of, sum_dtype
 from .errors import Refusal, public
 from .gradients import conv_backward, conv_grad_input, conv_grad_weight
 from .namespace import (
@@ -148,7 +148,7 @@ def check_adjoint(x: Array, w: Array, /, **options: Any) -> float:
 
 def _inner(xp: Namespace, a: Array, b: Array, conjugate: bool = True) -> tuple[complex, float]:
     """Return ``sum(conj(a) * b)`` and the sum of the magnitudes, summed as wide as possible."""
-    wide = bias_sum(xp, dtype_name((a * b).dtype))
+    wide = sum_dtype(xp, dtype_name((a * b).dtype))
     a, b = cast(xp, a, wide), cast(xp, b, wide)
     product = (xp.conj(a) if conjugate and "complex" in wide else a) * b
     return complex(xp.sum(product)), float(xp.sum(xp.abs(product)))
