@@ -57,7 +57,7 @@ def draw(path: Path, result: Result) -> None:
     left, right = top.subfigures(1, 2, width_ratios=[3, 2])
     for part, title in (
         (left, "Loss of every step, and its mean over 40"),
-        (right, "Kernels of the first layer"),
+        (right, "Kernels of the first layer (red: negative)"),
         (bottom, f"Digits held out, mistakes first: {result.accuracy:.2%} read right"),
     ):
         part.suptitle(title, fontsize=11)
@@ -82,9 +82,9 @@ def draw(path: Path, result: Result) -> None:
         axes.axis("off")
         wrong = read != true
         axes.set_title(
-            f"{read}, is {true}" if wrong else read,
+            f"read {read}, is {true}" if wrong else read,
             color="#cb181d" if wrong else "black",
-            fontsize=10,
+            fontsize=9,
         )
     figure.savefig(path, dpi=120)
 
