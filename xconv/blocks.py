@@ -16,7 +16,7 @@ from typing import NamedTuple
 from . import padding, plan, workers
 from .choice import Algorithm
 from .geometry import Geometry, Ints, Phase, Window, along
-from .namespace import Array, Namespace, cast, dtype_name, dtype_of, itemsize
+from .namespace import Array, Namespace, cast, contiguous, dtype_name, dtype_of, itemsize
 from .plan import Limits, Range
 
 EVERYTHING = slice(None)
@@ -117,7 +117,7 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
         own, k, part, sample, outputs = *task[:2], task[2 : 3 + rank], task[-1 - rank], task[-rank:]
         block = load(setup, x, geom, own, sample, outputs, part)
         there = (slice(*own), slice(*sample), *(slice(*o) for o in outputs), slice(*k))
-        columns = setup.ready(xp.ascontiguousarray(g[there], dtype=dtype_of(xp, setup.compute)), 1)
+        columns = setup.ready(contiguous(xp, g[there], setup.compute), 1)
         return chosen.grad_weight(xp, block, columns, window(geom, outputs, part[1:]))
 
     def finish(task: tuple[Range, ...], term: Array) -> None:
@@ -270,7 +270,7 @@ def load_weights(setup: Setup, w: Array, groups: Range, part: Sequence[Range], k
     w = w[(slice(*groups), *(slice(*t) for t in taps), slice(*channels), slice(*k))]
     if math.prod(w.shape[1:-2]) == 1 and dtype_name(w.dtype) == setup.compute:
         return w
-    return setup.xp.ascontiguousarray(w, dtype=dtype_of(setup.xp, setup.compute))
+    return contiguous(setup.xp, w, setup.compute)
 
 
 def store(setup: Setup, there: Array, bias: Array | None, block: Array | None = None) -> None:

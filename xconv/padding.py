@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .geometry import Geometry, Ints, along
-from .namespace import Array, Namespace, device, dtype_of
+from .namespace import Array, Namespace, contiguous, device, dtype_of
 
 EVERYTHING = slice(None)
 
@@ -155,7 +155,7 @@ def read(xp: Namespace, x: Array, geom: Geometry, start: Ints, stop: Ints, name:
     ]
     if all(len(runs) == 1 and runs[0].step == 1 and runs[0].source is not None for runs in axes):
         inside = (EVERYTHING, EVERYTHING, *(runs[0].cells() for runs in axes))
-        return xp.ascontiguousarray(x[inside], dtype=dtype_of(xp, name))
+        return contiguous(xp, x[inside], name)
     shape = (*x.shape[:2], *(b - a for a, b in zip(start, stop, strict=True)), x.shape[-1])
     block = xp.empty(shape, dtype=dtype_of(xp, name))
     for runs in itertools.product(*axes):
