@@ -12,7 +12,7 @@ from typing import Any
 from . import padding
 from .blocks import Pair, Setup, phase_weights
 from .geometry import Geometry, Phase, Window, along
-from .namespace import Array, Namespace, cast, device, dtype_of
+from .namespace import Array, Namespace, cast, device
 
 
 def forward(
@@ -97,13 +97,3 @@ def _ready(setup: Setup, a: Array, operand: int) -> Array:
     """Convert an operand to the dtype of the products, and conjugate it where asked."""
     a = cast(setup.xp, a, setup.compute)
     return setup.xp.conj(a) if setup.conjugate[operand] else a
-
-
-def nothing(setup: Setup, a: Array, b: Array, shape: tuple[int, ...]) -> Array:
-    """Return zeros: the result where it has no elements, or where both operands have none.
-
-    The operands' sums are added for PyTorch, which differentiates through what they are part of.
-    """
-    xp, dtype = setup.xp, dtype_of(setup.xp, setup.compute)
-    zeros = xp.zeros(shape, dtype=dtype, device=device(a))
-    return zeros + (xp.sum(_ready(setup, a, 0)) + xp.sum(_ready(setup, b, 1)))
