@@ -1,0 +1,1 @@
+"""The benchmark: ``python -m xconv.bench`` times a suite of layers against other libraries."""

@@ -1,0 +1,240 @@
+"""How each library runs a layer, and how its time is taken.
+
+A runner takes a layer, a contraction and NumPy arrays x, w and g, and returns a function of no
+arguments that computes the contraction, or None where the library has nothing for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import xconv
+
+from .suite import Layer
+
+Array = Any
+Task = Callable[[], Any]
+Runner = Callable[[Layer, str, Array, Array, Array], "Task | None"]
+
+LARGEST = 8 * 2**30  # bytes that a library may take for one row before the row is skipped for it
+
+
+def with_xconv(move: Callable[[Array], Array], method: str) -> Runner:
+    """Return a runner of this package with a method, on the arrays that `move` makes."""
+
+    def run(layer: Layer, contraction: str, x: Array, w: Array, g: Array) -> Task | None:
+        options: dict[str, Any] = {
+            "stride": layer.stride,
+            "padding": layer.padding,
+            "dilation": layer.dilation,
+            "groups": layer.groups,
+            "method": method,
+        }
+        x, w, g = move(x), move(w), move(g)
+        tasks: dict[str, Task] = {
+            "forward": lambda: xconv.conv(x, w, **options),
+            "grad_input": lambda: xconv.conv_grad_input(g, w, layer.I, **options),
+            "grad_weight": lambda: xconv.conv_grad_weight(g, x, layer.W, **options),
+        }
+        try:
+            tasks[contraction]()
+        except ValueError:  # a method that does not apply
+            return None
+        return tasks[contraction]
+
+    return run
+
+
+def with_torch(device: str, tf32: bool = False) -> Runner:
+    """Return a runner of PyTorch, without its differentiation."""
+    torch = importlib.import_module("torch")
+
+    def run(layer: Layer, contraction: str, x: Array, w: Array, g: Array) -> Task:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = True
+        rank = len(layer.W)
+        x, w, g = (torch.from_numpy(a).to(device) for a in (x, w, g))
+        options = (
+            [layer.stride] * rank,
+            [layer.padding] * rank,
+            [layer.dilation] * rank,
+            False,
+            [0] * rank,
+            layer.groups,
+        )
+        if contraction == "forward":
+            return lambda: torch.convolution(x, w, None, *options)
+        mask = [contraction == "grad_input", contraction == "grad_weight", False]
+        backward = torch.ops.aten.convolution_backward
+        return lambda: backward(g, x, w, None, *options, mask)[mask.index(True)]
+
+    return run
+
+
+def with_jax() -> Runner:
+    """Return a runner of JAX, compiled."""
+    jax = importlib.import_module("jax")
+    jax.config.update("jax_enable_x64", True)
+
+    def run(layer: Layer, contraction: str, x: Array, w: Array, g: Array) -> Task:
+        rank = len(layer.W)
+        x, w, g = (jax.numpy.asarray(a) for a in (x, w, g))
+        conv = functools.partial(
+            jax.lax.conv_general_dilated,
+            window_strides=(layer.stride,) * rank,
+            padding=((layer.padding,) * 2,) * rank,
+            rhs_dilation=(layer.dilation,) * rank,
+            feature_group_count=layer.groups,
+        )
+        if contraction == "forward":
+            function, operands = jax.jit(conv), (x, w)
+        elif contraction == "grad_input":
+            function = jax.jit(lambda g, x, w: jax.vjp(lambda x: conv(x, w), x)[1](g)[0])
+            operands = (g, x, w)
+        else:
+            function = jax.jit(lambda g, x, w: jax.vjp(lambda w: conv(x, w), w)[1](g)[0])
+            operands = (g, x, w)
+        return lambda: function(*operands).block_until_ready()
+
+    return run
+
+
+def with_scipy() -> Runner:
+    """Return a runner of `scipy.signal`: one channel, one sample, stride 1."""
+    signal = importlib.import_module("scipy.signal")
+
+    def run(layer: Layer, contraction: str, x: Array, w: Array, g: Array) -> Task | None:
+        if (layer.N, layer.C, layer.K, layer.stride, layer.dilation) != (1,) * 5:
+            return None
+        x, w, g = x[0, 0], w[0, 0], g[0, 0]
+        p = layer.padding
+        if contraction == "forward":
+            return lambda: signal.correlate(np.pad(x, p), w, "valid")
+        if contraction == "grad_weight":
+            return lambda: signal.correlate(np.pad(x, p), g, "valid")
+        inside = (slice(p, -p or None),) * x.ndim
+        return lambda: signal.convolve(g, w, "full")[inside].copy()
+
+    return run
+
+
+def with_formulas() -> Runner:
+    """Return a runner of what people write: windows and `tensordot`, for each contraction.
+
+    The formulas of https://stackoverflow.com/questions/61045198 for any batch: the input gradient
+    is a convolution of g, dilated and fully padded, with the mirrored weights.
+    """
+
+    def windows(x: Array, sizes: tuple[int, ...], stride: int, dilation: int) -> Array:
+        axes = tuple(range(2, x.ndim))
+        reach = tuple(dilation * (size - 1) + 1 for size in sizes)
+        view = np.lib.stride_tricks.sliding_window_view(x, reach, axes)
+        steps = (slice(None, None, stride),) * len(sizes)
+        taps = (slice(None, None, dilation),) * len(sizes)
+        return view[(slice(None), slice(None), *steps, *taps)]
+
+    def run(layer: Layer, contraction: str, x: Array, w: Array, g: Array) -> Task | None:
+        if layer.groups > 1 or _formula_bytes(layer, contraction, x.itemsize) > LARGEST:
+            return None
+        rank, axes = len(layer.W), tuple(range(2, 2 + len(layer.W)))
+        s, d, p = layer.stride, layer.dilation, layer.padding
+        around = ((0, 0), (0, 0), *((p, p),) * rank)
+        inner = tuple(range(2 + rank, 2 + 2 * rank))
+
+        def forward() -> Array:
+            view = windows(np.pad(x, around), layer.W, s, d)
+            y = np.tensordot(view, w, axes=((1, *inner), (1, *axes)))
+            return np.ascontiguousarray(np.moveaxis(y, -1, 1))
+
+        def grad_weight() -> Array:
+            view = windows(np.pad(x, around), layer.O, d, s)[(..., *(slice(None),) * rank)]
+            view = view[(slice(None), slice(None), *(slice(size) for size in layer.W))]
+            return np.tensordot(g, view, axes=((0, *axes), (0, *inner)))
+
+        def grad_input() -> Array:
+            reach = [d * (size - 1) for size in layer.W]
+            wide = [(size - 1) * s + 1 for size in layer.O]
+            full = np.zeros(
+                (
+                    *g.shape[:2],
+                    *(i + 2 * p + r for i, r in zip(layer.I, reach, strict=True)),
+                ),
+                g.dtype,
+            )
+            there = tuple(slice(r, r + n, s) for r, n in zip(reach, wide, strict=True))
+            full[(slice(None), slice(None), *there)] = g
+            view = windows(full, layer.W, 1, d)
+            mirrored = np.flip(w, axes)
+            dx = np.tensordot(view, mirrored, axes=((1, *inner), (0, *axes)))
+            inside = (slice(None), slice(None), *(slice(p, p + size) for size in layer.I))
+            return np.ascontiguousarray(np.moveaxis(dx, -1, 1)[inside])
+
+        tasks = {"forward": forward, "grad_input": grad_input, "grad_weight": grad_weight}
+        return tasks[contraction]
+
+    return run
+
+
+def _formula_bytes(layer: Layer, contraction: str, itemsize: int) -> int:
+    """Return the bytes of the windows that a formula copies."""
+    taps = math.prod(layer.W)
+    if contraction == "grad_input":
+        return 2 * itemsize * layer.N * layer.K * math.prod(layer.I) * taps
+    return 2 * itemsize * layer.N * layer.C * math.prod(layer.O) * taps
+
+
+def runner(name: str, backend: str) -> Runner:
+    """Return the runner of a library: ``xconv``, ``xconv:fft``, ``torch``, ``jax``, ..."""
+    library, _, variant = name.partition(":")
+    if library == "xconv":
+        move = importlib.import_module("cupy").asarray if backend == "cupy" else np.asarray
+        return with_xconv(move, variant or "auto")
+    if library == "torch":
+        return with_torch("cuda" if backend == "cupy" else "cpu", variant == "tf32")
+    return {"jax": with_jax, "scipy": with_scipy, "formulas": with_formulas}[library]()
+
+
+NEEDS = {"xconv": "numpy", "torch": "torch", "jax": "jax", "scipy": "scipy", "formulas": "numpy"}
+
+
+def available(name: str) -> bool:
+    """Whether a library is installed."""
+    needed = NEEDS.get(name.partition(":")[0])
+    return needed is not None and importlib.util.find_spec(needed) is not None
+
+
+def stopwatch(name: str, backend: str) -> Callable[[Task], float]:
+    """Return what times one task in seconds: on a GPU with events of its stream."""
+    if backend == "cupy":
+        library = name.partition(":")[0]
+        cuda = importlib.import_module("torch" if library == "torch" else "cupy").cuda
+        if library == "torch":
+            event = functools.partial(cuda.Event, enable_timing=True)
+            elapsed: Callable[[Any, Any], float] = lambda a, b: a.elapsed_time(b)  # noqa: E731
+        else:
+            event, elapsed = cuda.Event, cuda.get_elapsed_time
+
+        def on_device(task: Task) -> float:
+            start, stop = event(), event()
+            start.record()
+            task()
+            stop.record()
+            stop.synchronize()
+            return elapsed(start, stop) / 1e3
+
+        return on_device
+
+    def on_host(task: Task) -> float:
+        start = time.perf_counter()
+        task()
+        return time.perf_counter() - start
+
+    return on_host

@@ -1,0 +1,106 @@
+"""One library in a process of its own: reads jobs as lines of JSON, answers each with a line."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import statistics
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .libraries import Task, runner, stopwatch
+from .suite import SUITE, Layer
+
+SAMPLE = 0.03  # seconds of calls whose median is one sample
+MOST = 100
+
+
+def arrays(layer: Layer, dtype: str) -> list[Any]:
+    """Return x, w and g of a layer, normally distributed; the same in every process."""
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape, dtype="float32").astype(dtype) for shape in layer.shapes]
+
+
+def memory(field: str) -> int:
+    """Return a field of this process's memory in bytes: ``VmRSS`` now, ``VmHWM`` its peak."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def peak(task: Task) -> int:
+    """Return the most memory that a call took beyond what it left behind, its result."""
+    task()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    before = memory("VmRSS")
+    result = task()
+    top = memory("VmHWM") - before
+    return max(0, top - int(result.nbytes))
+
+
+def error(layer: Layer, contraction: str, name: str, backend: str) -> float:
+    """Return float32's largest error against float64, as a part of the largest result."""
+    x, w, g = arrays(layer, "float32")
+    single, wide = runner(name, backend), runner("xconv:windows", "numpy")
+    got = single(layer, contraction, x, w, g)
+    exact = wide(layer, contraction, *(a.astype("float64") for a in (x, w, g)))
+    if got is None or exact is None:
+        return math.nan
+    y = exact()
+    result = got()
+    result = result.get() if hasattr(result, "get") else np.asarray(result)
+    return float(np.max(np.abs(result - y)) / np.max(np.abs(y)))
+
+
+def rates(dtype: str, backend: str) -> tuple[float, float]:
+    """Return the machine's best: FLOPs of a product and bytes moved by a copy, per second."""
+    xp = importlib.import_module("cupy" if backend == "cupy" else "numpy")
+    watch = stopwatch("xconv", backend)
+    a, source = xp.ones((1024, 1024), dtype), xp.ones(2**27, "uint8")
+    target = xp.empty_like(source)
+    threads = 1 if backend == "cupy" else int(os.environ["OMP_NUM_THREADS"])
+    halves = list(zip(xp.split(target, threads), xp.split(source, threads), strict=True))
+    with ThreadPoolExecutor(threads) as pool:
+        product = min(watch(lambda: xp.matmul(a, a)) for _ in range(20))
+        copy = min(
+            watch(lambda: list(pool.map(lambda pair: xp.copyto(*pair), halves))) for _ in range(20)
+        )
+    return 2 * 1024**3 / product, 2 * source.size / copy
+
+
+def main(name: str, backend: str) -> None:
+    """Answer jobs until the input ends."""
+    run, watch = runner(name, backend), stopwatch(name, backend)
+    current: tuple[Any, Task | None, int] = (None, None, 1)
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        number, dtype, contraction, what = json.loads(line)
+        if what == "rates":
+            print(json.dumps(rates(dtype, backend)), flush=True)
+            continue
+        layer, key = SUITE[number], (number, dtype, contraction)
+        if key != current[0]:
+            current = (key, None, 1)  # frees the last row's arrays
+            task = run(layer, contraction, *arrays(layer, dtype))
+            if task is not None:
+                watch(task)
+                count = SAMPLE / max(watch(task), 1e-7)
+                current = (key, task, min(MOST, max(1, round(count))))
+        _, task, count = current
+        answer: float | None = None
+        if task is not None and what == "time":
+            answer = statistics.median(watch(task) for _ in range(count))
+        elif task is not None and what == "memory":
+            answer = peak(task)
+        elif task is not None and what == "error":
+            answer = error(layer, contraction, name, backend)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
