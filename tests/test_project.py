@@ -44,7 +44,7 @@ LINES = """
     geometry
     namespace
     dtypes layout padding workers
-    taps windows
+    depthwise pointwise taps windows
     choice
     plan
     blocks

@@ -2,8 +2,8 @@
 
     for each block: load (slice, pad, channels last) -> contract -> store
 
-Arrays come in the form of `layout`: x ``(G, N, *I, c)``, w ``(G, *W, c, k)``, g and y
-``(G, N, *O, k)``; results are views that are written to.
+Arrays come in the form of `layout`: x ``(G, c, N, *I)``, w ``(G, k, c, *W)``, g and y
+``(G, k, N, *O)``; results are views that are written to.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from . import padding, plan, workers
 from .choice import Algorithm
-from .geometry import Geometry, Ints, Phase, Window, along
-from .namespace import Array, Namespace, cast, contiguous, dtype_name, dtype_of, itemsize
+from .geometry import SPATIAL, Geometry, Ints, Phase, Window, along
+from .namespace import Array, Namespace, begin_block, cast, contiguous, dtype_name, dtype_of, itemsize
 from .plan import Limits, Range
 
-EVERYTHING = slice(None)
+ALL = (slice(None),) * SPATIAL
 Pair = tuple[Array, Array]
 
 
@@ -43,18 +43,22 @@ class Setup(NamedTuple):
         return itemsize(self.compute)
 
     def ready(self, a: Array, operand: int) -> Array:
-        """Conjugate a loaded block where its operand asks for it, in place if it is a copy."""
-        if not self.conjugate[operand]:
-            return a
-        return self.xp.conj(a, out=a) if a.base is None else self.xp.conj(a)
+        """Conjugate an operand where it asks for that."""
+        return self.xp.conj(a) if self.conjugate[operand] else a
 
 
 def forward(
-    setup: Setup, pairs: Sequence[Pair], y: Array, geom: Geometry, bias: Array | None = None
+    setup: Setup,
+    pairs: Sequence[Pair],
+    y: Array,
+    geom: Geometry,
+    bias: Array | None = None,
+    mirrored: bool = False,
 ) -> None:
     """dT/dg: write the sum of the convolutions of each x with its w, plus bias, to y.
 
-    There is one pair of x and w, two in a second derivative, or none; bias is (G, 1, .., k).
+    There is one pair of x and w, two in a second derivative, or none; bias is (G, k, 1, .., 1).
+    ``mirrored`` weights are taken in reverse order along every axis.
     """
     if 0 in y.shape:
         return
@@ -62,40 +66,40 @@ def forward(
         store(setup, y, bias)
         return
     geom, cells = geom.skipping()
-    pairs = [(x[(EVERYTHING, EVERYTHING, *cells)], w) for x, w in pairs]
+    pairs = [(x[(*ALL, *cells)], w) for x, w in pairs]
     xp, chosen = setup.xp, setup.choose(geom)
     cut = plan.forward(geom, chosen, setup.itemsize * len(pairs), setup.limits)
     sums = list(plan.boxes([(geom.c, cut.c), *zip(geom.W, cut.w, strict=True)]))
-    whole = cut.c == geom.c and cut.shared_w == geom.W
-    everything = [(0, size) for size in (geom.c, *geom.W)]
 
-    for own_g, own_k in plan.boxes([(geom.G, cut.shared_g), (geom.k, cut.shared_k)]):
+    def weights(w: Array, g: Range, k: Range, part: Sequence[Range]) -> Array:
+        channels, *taps = part
+        if mirrored:
+            taps = [_from_end(t, n) for t, n in zip(taps, geom.W, strict=True)]
+        some = w[(slice(*g), slice(*k), slice(*channels), *(slice(*t) for t in taps))]
+        some = setup.ready(contiguous(xp, some, setup.compute), 1)
+        return chosen.prepare(xp, some, window(geom, [(0, 1)] * geom.rank, part[1:], mirrored))
 
-        def weights(w: Array, part: Sequence[Range], g: Range = own_g, k: Range = own_k) -> Array:
-            return setup.ready(load_weights(setup, w, g, part, k), 1)
+    def work(task: tuple[Range, ...]) -> None:
+        begin_block(cut.block)
+        own, k, sample, *outputs = task
+        there = y[(slice(*own), slice(*k), slice(*sample), *(slice(*o) for o in outputs))]
+        direct = there if len(pairs) == len(sums) == 1 and there.dtype == compute else None
+        inner = (slice(own[0] - g[0], own[1] - g[0]), slice(k[0] - K[0], k[1] - K[0]))
+        total = None
+        for (x, w), ready in zip(pairs, held, strict=True):
+            for part in sums:
+                kernel = weights(w, own, k, part) if ready is None else ready[inner]
+                block = load(setup, x, geom, own, sample, outputs, part)
+                slides = window(geom, outputs, part[1:], mirrored)
+                term = chosen.forward(xp, block, kernel, slides, direct)
+                total = term if total is None else total + term
+        store(setup, there, None if bias is None else bias[slice(*own), slice(*k)], total)
 
-        held = [weights(w, everything) if whole else None for _, w in pairs]
-
-        def work(task: tuple[Range, ...], g: Range = own_g, k: Range = own_k) -> None:
-            own, sample, *outputs = task
-            groups = slice(own[0] - g[0], own[1] - g[0])
-            total = None
-            for (x, w), ready in zip(pairs, held, strict=True):  # noqa: B023
-                for part in sums:
-                    if ready is None:
-                        kernel = weights(w, part)[groups]
-                    else:
-                        channels, *taps = (slice(*r) for r in part)
-                        kernel = ready[(groups, *taps, channels)]
-                    block = load(setup, x, geom, own, sample, outputs, part)
-                    term = chosen.forward(xp, block, kernel, window(geom, outputs, part[1:]))
-                    total = term if total is None else total + term
-            there = (slice(*own), slice(*sample), *(slice(*o) for o in outputs), slice(*k))
-            some = None if bias is None else bias[slice(*own), ..., slice(*k)]
-            store(setup, y[there], some, total)
-
+    compute = dtype_of(xp, setup.compute)
+    for g, K in plan.boxes([(geom.G, cut.shared_g), (geom.k, cut.shared_k)]):
+        held = [weights(w, g, K, sums[0]) if len(sums) == 1 else None for _, w in pairs]
         sizes = [(geom.N, cut.n), *zip(geom.O, cut.o, strict=True)]
-        tasks = plan.boxes(sizes, plan.parts(*own_g, cut.g))
+        tasks = plan.boxes(sizes, plan.parts(*g, cut.g), plan.parts(*K, cut.k))
         workers.run(tasks, work, workers=cut.workers(setup.limits, setup.threads))
 
 
@@ -107,7 +111,7 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
         dw[...] = 0
         return
     geom, cells = geom.skipping()
-    x = x[(EVERYTHING, EVERYTHING, *cells)]
+    x = x[(*ALL, *cells)]
     xp, chosen = setup.xp, setup.choose(geom)
     cut = plan.grad_weight(geom, chosen, setup.itemsize, setup.limits)
     rank, total = geom.rank, None
@@ -115,10 +119,14 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
 
     def work(task: tuple[Range, ...]) -> Array:
         own, k, part, sample, outputs = *task[:2], task[2 : 3 + rank], task[-1 - rank], task[-rank:]
+        begin_block(cut.block)
         block = load(setup, x, geom, own, sample, outputs, part)
-        there = (slice(*own), slice(*sample), *(slice(*o) for o in outputs), slice(*k))
-        columns = setup.ready(contiguous(xp, g[there], setup.compute), 1)
-        return chosen.grad_weight(xp, block, columns, window(geom, outputs, part[1:]))
+        there = (slice(*own), slice(*k), slice(*sample), *(slice(*o) for o in outputs))
+        rows = g[there]
+        if rows.dtype != compute:
+            rows = contiguous(xp, rows, setup.compute)
+        rows = setup.ready(rows, 1)
+        return chosen.grad_weight(xp, block, rows, window(geom, outputs, part[1:]))
 
     def finish(task: tuple[Range, ...], term: Array) -> None:
         nonlocal total
@@ -129,9 +137,10 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
         else:
             total += term
         if tuple(stop for _, stop in box) == last:
-            there = (slice(*own), *(slice(*t) for t in taps), slice(*c), slice(*k))
+            there = (slice(*own), slice(*k), slice(*c), *(slice(*t) for t in taps))
             store(setup, dw[there], None, total)
 
+    compute = dtype_of(xp, setup.compute)
     weights = [(geom.G, cut.g), (geom.k, cut.shared_k), (geom.c, cut.c)]
     sizes = [*weights, *zip(geom.W, cut.w, strict=True), (geom.N, cut.n)]
     tasks = plan.boxes([*sizes, *zip(geom.O, cut.o, strict=True)])
@@ -181,7 +190,7 @@ def _cells(
         store(setup, dx, bias)
         if any(a >= b for a, b in zip(first, last, strict=True)):
             return
-        dx = dx[(EVERYTHING, EVERYTHING, *_ranges(first, last, start))]
+        dx = dx[(*ALL, *_ranges(first, last, start))]
         start, stop = first, last
     axes = [geom.phases(a, start[a], stop[a]) for a in range(geom.rank)]
     reached = [sum(phase.cells for phase in phases) for phases in axes]
@@ -189,9 +198,9 @@ def _cells(
         store(setup, dx, bias)
     for phases in itertools.product(*axes) if geom.K else ():
         cells = tuple(slice(p.offset, None, s) for p, s in zip(phases, geom.stride, strict=True))
-        there = dx[(EVERYTHING, EVERYTHING, *cells)]
+        there = dx[(*ALL, *cells)]
         phased = [(g, phase_weights(setup.xp, w, phases)) for g, w in pairs]
-        forward(setup, phased, there, geom.backwards(phases), bias)
+        forward(setup, phased, there, geom.backwards(phases), bias, mirrored=True)
 
 
 def _copied(
@@ -225,27 +234,29 @@ def _copied(
             total = None
             for runs in itertools.product(*(strip.runs for strip in cut)):
                 start, stop = tuple(r.start for r in runs), tuple(r.stop for r in runs)
-                shape = (geom.G, last - first, *(b - a for a, b in zip(start, stop, strict=True)))
-                term = xp.empty((*shape, geom.c), dtype=dtype_of(xp, setup.compute))
-                _cells(setup, [(g[:, own], w) for g, w in pairs], term, part, start, stop)
-                for axis, run in enumerate(runs, 2):
+                shape = (last - first, *(b - a for a, b in zip(start, stop, strict=True)))
+                term = xp.empty((geom.G, geom.c, *shape), dtype=dtype_of(xp, setup.compute))
+                _cells(setup, [(g[:, :, own], w) for g, w in pairs], term, part, start, stop)
+                for axis, run in enumerate(runs, SPATIAL):
                     term = padding.adjoint(xp, term, axis, run.moved(run.start))
                 total = term if total is None else total + term
             inside = _inside(tuple(s.start for s in cut), tuple(s.stop for s in cut))
-            store(setup, dx[:, own][inside], bias, total)
+            store(setup, dx[:, :, own][inside], bias, total)
 
 
 def phase_weights(xp: Namespace, w: Array, phases: tuple[Phase, ...]) -> Array:
-    """Return the weights of one phase, reversed, input and output channels exchanged."""
-    for axis, phase in enumerate(phases, 1):
+    """Return the weights of one phase, input and output channels exchanged."""
+    for axis, phase in enumerate(phases, SPATIAL):
         w = w[along(axis, slice(phase.first, None, phase.step))]
-    return xp.matrix_transpose(xp.flip(w, axis=tuple(range(1, 1 + len(phases)))))
+    return xp.permute_dims(w, (0, 2, 1, *range(SPATIAL, w.ndim)))
 
 
-def window(geom: Geometry, outputs: Sequence[Range], taps: Sequence[Range]) -> Window:
+def window(
+    geom: Geometry, outputs: Sequence[Range], taps: Sequence[Range], mirrored: bool = False
+) -> Window:
     """Return what slides over the block of these outputs and taps."""
     O = tuple(b - a for a, b in outputs)
-    return Window(O, tuple(b - a for a, b in taps), geom.stride, geom.dilation)
+    return Window(O, tuple(b - a for a, b in taps), geom.stride, geom.dilation, mirrored)
 
 
 def load(
@@ -257,33 +268,30 @@ def load(
     outputs: Sequence[Range],
     part: Sequence[Range],
 ) -> Array:
-    """Copy what these outputs read at these channels and taps: (g, n, *L, c), padded."""
+    """Return what these outputs read at these channels and taps: (g, c, n, *L), padded."""
     channels, *taps = part
     start, stop = geom.reads(*zip(*outputs, strict=True), *zip(*taps, strict=True))
-    own = x[slice(*groups), slice(*samples), ..., slice(*channels)]
+    own = x[slice(*groups), slice(*channels), slice(*samples)]
     return setup.ready(padding.read(setup.xp, own, geom, start, stop, setup.compute), 0)
 
 
-def load_weights(setup: Setup, w: Array, groups: Range, part: Sequence[Range], k: Range) -> Array:
-    """Copy a part of the weights: (g, *W, c, k). A single tap needs no copy."""
-    channels, *taps = part
-    w = w[(slice(*groups), *(slice(*t) for t in taps), slice(*channels), slice(*k))]
-    if math.prod(w.shape[1:-2]) == 1 and dtype_name(w.dtype) == setup.compute:
-        return w
-    return contiguous(setup.xp, w, setup.compute)
-
-
 def store(setup: Setup, there: Array, bias: Array | None, block: Array | None = None) -> None:
-    """Write a block plus bias, or the bias alone, or zeros."""
+    """Write a block plus bias, or the bias alone, or zeros; the block may be `there` already."""
     if block is None:
         block = setup.xp.zeros((), dtype=there.dtype) if bias is None else bias
     elif bias is not None:
         block += bias
-    there[...] = cast(setup.xp, block, dtype_name(there.dtype))
+    if block is not there:
+        there[...] = cast(setup.xp, block, dtype_name(there.dtype))
+
+
+def _from_end(taps: Range, size: int) -> Range:
+    """Return the same taps counted from the last one."""
+    return size - taps[1], size - taps[0]
 
 
 def _inside(start: Ints, stop: Ints) -> tuple[slice, ...]:
-    return (EVERYTHING, EVERYTHING, *_ranges(start, stop, (0,) * len(start)))
+    return (*ALL, *_ranges(start, stop, (0,) * len(start)))
 
 
 def _ranges(start: Ints, stop: Ints, begin: Ints) -> tuple[slice, ...]:

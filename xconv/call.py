@@ -37,7 +37,7 @@ from .namespace import (
 from .plan import MIB, Limits
 
 # Blocks of 1 MiB stay in a core's cache; a GPU wants few and large ones.
-CPU = Limits(64 * MIB, MIB)
+CPU = Limits(64 * MIB, 8 * MIB)
 GPU = Limits(512 * MIB, 512 * MIB)
 
 
@@ -214,7 +214,7 @@ class Call:
             ]
             if b is None:
                 return grouped, None
-            bias = xp.reshape(b, (geom.G, *(1,) * (1 + geom.rank), b.shape[0] // geom.G))
+            bias = xp.reshape(b, (geom.G, b.shape[0] // geom.G, *(1,) * (1 + geom.rank)))
             return grouped, cast(xp, bias, types.compute)
 
         def write(setup: Setup) -> Array:
@@ -259,12 +259,16 @@ class Call:
         shape = (geom.N,) * lead + self.w_shape
         check_bytes(shape, types.result)
 
+        def one_each(a: Array) -> Array:
+            """Return (c, N, *I) as one sample in each of N groups."""
+            return xp.permute_dims(a, (1, 0, *range(2, a.ndim)))[:, :, None, ...]
+
         def split() -> tuple[Pair, list[Pair]]:
             """Return x and g, and per sample each group of them as one whose groups are samples."""
             a = layout.grouped(xp, x, self.layout.x, geom.G, self.batched)
             b = layout.grouped(xp, g, self.layout.y, geom.G, self.batched)
             groups = range(lead * geom.G)
-            return (a, b), [(a[i, :, None, ...], b[i, :, None, ...]) for i in groups]
+            return (a, b), [(one_each(a[i, ...]), one_each(b[i, ...])) for i in groups]
 
         def write(setup: Setup) -> Array:
             out = xp.empty(shape, dtype=dtype_of(xp, types.result))

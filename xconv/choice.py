@@ -9,25 +9,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from typing import Protocol
+from typing import Any, Protocol
 
-from . import taps, windows
+from . import depthwise, pointwise, taps, windows
 from .errors import Refusal, shown
-from .geometry import Geometry, Window, slab
+from .geometry import Geometry, Window
 from .namespace import Array, Namespace, in_place
 
 
 class Algorithm(Hashable, Protocol):
     """What every method's module has."""
 
-    def forward(self, xp: Namespace, x: Array, w: Array, window: Window) -> Array:
-        """x (G, N, *L, c) padded, w (G, *W, c, k) -> (G, N, *O, k)."""
+    def prepare(self, xp: Namespace, w: Array, window: Window) -> Any:
+        """Return w (G, k, c, *W) in the form that `forward` takes: (G, k, ...)."""
+
+    def forward(
+        self, xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None
+    ) -> Array:
+        """x (G, c, N, *L) padded, w prepared -> (G, k, N, *O), in `out` if that can be."""
 
     def grad_weight(self, xp: Namespace, x: Array, g: Array, window: Window) -> Array:
-        """x (G, N, *L, c) padded, g (G, N, *O, k) -> (G, *W, c, k)."""
+        """x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W)."""
 
-    def workspace(self, cells: int, positions: int, taps: int, c: int, k: int) -> int:
-        """Elements needed beyond operands and result."""
+    def workspace(self, G: int, N: int, window: Window, c: int, k: int) -> int:
+        """Elements that `forward` needs beyond operands and result."""
+
+    def weight_workspace(self, G: int, N: int, window: Window, c: int, k: int) -> int:
+        """Elements that `grad_weight` needs beyond operands and result."""
+
+    def prepared(self, G: int, window: Window, c: int, k: int) -> int:
+        """Elements of the prepared weights."""
 
 
 METHODS: dict[str, Algorithm] = {"windows": windows, "taps": taps}
@@ -49,9 +60,12 @@ def algorithm(method: str, xp: Namespace, geom: Geometry) -> Algorithm:
     these run as `taps`, and so do libraries whose arrays are not written in place, as one
     expression.
     """
+    points = math.prod(geom.W)
+    if in_place(xp):
+        if points == 1:
+            return pointwise
+        if geom.c == geom.k == 1 and geom.G > 1 and max(geom.stride) == 1 and method == "auto":
+            return depthwise
     if method == "auto":
-        points, positions = math.prod(geom.W), math.prod(geom.O)
-        few = points == 1 or (geom.c == 1 and geom.G > 1)
-        few = few or taps.narrows(slab(geom, geom.O, geom.W), positions, points, geom.c, geom.k)
-        method = "taps" if few or not in_place(xp) else "windows"
+        method = "windows" if in_place(xp) else "taps"
     return METHODS[method]

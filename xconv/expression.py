@@ -11,21 +11,24 @@ from typing import Any
 
 from . import padding
 from .blocks import Pair, Setup, phase_weights
-from .geometry import Geometry, Phase, Window, along
+from .geometry import SPATIAL, Geometry, Phase, Window, along
 from .namespace import Array, Namespace, cast, device
 
 
 def forward(
     setup: Setup, pairs: Sequence[Pair], geom: Geometry, bias: Array | None = None
 ) -> Array:
-    """dT/dg: return the sum of the convolutions of each x with its w, plus bias (G, 1, .., k)."""
+    """dT/dg: return the sum of the convolutions of each x with its w, plus bias (G, k, 1, ..)."""
     terms = [_forward(setup, x, w, geom) for x, w in pairs]
     return padding.total([*terms, bias] if bias is not None else terms)
 
 
-def _forward(setup: Setup, x: Array, w: Array, geom: Geometry) -> Array:
+def _forward(setup: Setup, x: Array, w: Array, geom: Geometry, mirrored: bool = False) -> Array:
     block, shape = _padded_input(setup, x, geom)
-    return setup.choose(geom).forward(setup.xp, block, _ready(setup, w, 1), shape)
+    shape = shape._replace(mirrored=mirrored)
+    chosen = setup.choose(geom)
+    weights = chosen.prepare(setup.xp, _ready(setup, w, 1), shape)
+    return chosen.forward(setup.xp, block, weights, shape)
 
 
 def _padded_input(setup: Setup, x: Array, geom: Geometry) -> tuple[Array, Window]:
@@ -58,7 +61,8 @@ def _padded(setup: Setup, g: Array, w: Array, geom: Geometry, chosen: tuple[Phas
     interleave by a stack and a reshape. What no output reads is zero, whatever w holds.
     """
     if len(chosen) == geom.rank:
-        return _forward(setup, g, phase_weights(setup.xp, w, chosen), geom.backwards(chosen))
+        weights = phase_weights(setup.xp, w, chosen)
+        return _forward(setup, g, weights, geom.backwards(chosen), mirrored=True)
     xp, a = setup.xp, len(chosen)
     start, stop = padding.extent(geom, a)
     first, last = geom.read_range(a)
@@ -70,7 +74,7 @@ def _padded(setup: Setup, g: Array, w: Array, geom: Geometry, chosen: tuple[Phas
         phase.offset: _padded(setup, g, w, geom, (*chosen, phase))
         for phase in geom.phases(a, begin, max(end, begin + s))
     }
-    axis = 2 + a
+    axis = SPATIAL + a
     whole = parts[0] if s == 1 else _interleaved(xp, parts, s, axis)
     whole = whole[along(axis, slice(first - begin, last - begin))]
     return padding.embedded(xp, whole, axis, first - start, stop - last)

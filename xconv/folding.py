@@ -8,7 +8,7 @@ from typing import Any
 from . import padding as pads
 from .dtypes import accumulation
 from .errors import Refusal, public
-from .geometry import Geometry, Window, along, geometry, options, sizes
+from .geometry import SPATIAL, Geometry, Window, along, geometry, options, sizes
 from .layout import grouped, layout_axes, ungrouped
 from .namespace import Array, Namespace, accept, cast, current, device, dtype_name, windows
 
@@ -73,9 +73,9 @@ def unfold(
         view = grouped(xp, x, layout_axes("channels_first", geom.rank).x, 1, batched)
         block = pads.pad(xp, view, geom, start, stop)
         view = windows(xp, block, Window(geom.O, geom.W, geom.stride, geom.dilation))[0, ...]
-        # (N, *O, *W, C) -> (N, C, *W, *O)
+        # (C, *W, N, *O) -> (N, C, *W, *O)
         r = geom.rank
-        view = xp.permute_dims(view, (0, 2 * r + 1, *range(r + 1, 2 * r + 1), *range(1, r + 1)))
+        view = xp.permute_dims(view, (r + 1, *range(r + 1), *range(r + 2, 2 * r + 2)))
         cols = xp.reshape(view, (N, C * math.prod(W), math.prod(geom.O)), copy=True)
         return cols if batched else cols[0, ...]
 
@@ -141,21 +141,20 @@ def fold(
             shape = (N, geom.C, *spatial)
             return xp.zeros(shape[not batched :], dtype=cols.dtype, device=device(cols))
         r = geom.rank
-        # (N, C, *W, *O) -> (1, N, *O, *W, C)
+        # (N, C, *W, *O) -> (1, C, *W, N, *O)
         name = dtype_name(cols.dtype)
         wide = cast(xp, cols, accumulation(xp, name, name, name, taps))
         # one tap adds nothing up: its result would be a view of cols
         view = xp.reshape(wide, (N, geom.C, *W, *geom.O), copy=True if taps == 1 else None)
-        view = xp.permute_dims(view, (0, *range(2 + r, 2 + 2 * r), *range(2, 2 + r), 1))
+        view = xp.permute_dims(view, (*range(1, 2 + r), 0, *range(2 + r, 2 + 2 * r)))
         dx = pads.unpad(xp, _overlapped(xp, view[None, ...], geom), geom)
         return ungrouped(xp, cast(xp, dx, name), layout_axes("channels_first", r).x, batched)
 
 
 def _overlapped(xp: Namespace, view: Array, geom: Geometry) -> Array:
-    """Add windows (1, N, *O, *W, C) up to all padded coordinates, one axis after the other."""
-    rank = geom.rank
-    for a in reversed(range(rank)):
-        axis, window_axis = 2 + a, 2 + rank + a
+    """Add windows (1, C, *W, N, *O) up to all padded coordinates, one axis after the other."""
+    for a in reversed(range(geom.rank)):
+        axis, window_axis = SPATIAL + 2 * a, 2 + a
         begin, end = pads.extent(geom, a)
         d, s, low = geom.dilation[a], geom.stride[a], geom.padding[a][0]
         terms = [

@@ -36,13 +36,20 @@ PADDING_NAMES = ("valid", "same", "same_lower", "full", "causal")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
 
 
+SPATIAL = 3  # the first spatial axis of data as it is computed with: (G, c, N, *I)
+
+
 class Window(NamedTuple):
-    """What an algorithm sees of a convolution once its input is padded."""
+    """What an algorithm sees of a convolution once its input is padded.
+
+    ``mirrored`` weights are to be taken in reverse order along every axis.
+    """
 
     O: Ints
     W: Ints
     stride: Ints
     dilation: Ints
+    mirrored: bool = False
 
 
 def along(axis: int, cells: int | slice | None) -> tuple[Any, ...]:
@@ -58,9 +65,11 @@ def axis_taps(window: Window, axis: int) -> list[slice]:
 
 @lru_cache(maxsize=256)
 def taps(window: Window) -> list[tuple[Any, ...]]:
-    """Return, for each kernel position in order, what it multiplies of a block (G, N, *L, c)."""
-    axes = (axis_taps(window, a) for a in range(len(window.W)))
-    return [(slice(None), slice(None), *point, Ellipsis) for point in itertools.product(*axes)]
+    """Return, for each kernel position in order, what it multiplies of a block (G, c, N, *L)."""
+    axes = [axis_taps(window, a) for a in range(len(window.W))]
+    if window.mirrored:
+        axes = [axis[::-1] for axis in axes]
+    return [(slice(None),) * SPATIAL + point for point in itertools.product(*axes)]
 
 
 class Phase(NamedTuple):

@@ -1,8 +1,8 @@
 """Where the axes of arrays are: from any layout to the one form that is computed in, and back.
 
-The form has the groups first and the channels of one group last: x ``(G, N, *I, c)``,
-w ``(G, *W, c, k)``, y ``(G, N, *O, k)``. Groups are then a batch axis of `matmul`, and every
-product reads rows of channels. Getting there moves no data in NumPy, CuPy and PyTorch.
+The form has the groups first, then channels: x ``(G, c, N, *I)``, w ``(G, k, c, *W)``,
+y ``(G, k, N, *O)``. Groups are then a batch axis of `matmul`, the weights of a group are one matrix
+and data is copied in long runs of positions. Getting there moves no data in NumPy, CuPy and PyTorch.
 """
 
 from __future__ import annotations
@@ -96,43 +96,40 @@ def without_batch(axes: Axes) -> Axes:
 
 
 def grouped(xp: Namespace, a: Array, axes: Axes, G: int, batched: bool = True) -> Array:
-    """Return x or y as ``(G, N, *I, c)``."""
+    """Return x or y as ``(G, c, N, *I)``."""
     if not batched:
         one = without_batch(axes)
-        a = xp.permute_dims(a, (*one.spatial, one.last))[None, ...]
+        a = xp.permute_dims(a, (one.last, *one.spatial))[:, None, ...]
     else:
-        a = xp.permute_dims(a, (axes.first, *axes.spatial, axes.last))
+        a = xp.permute_dims(a, (axes.last, axes.first, *axes.spatial))
     if G == 1:
         return a[None, ...]
-    a = xp.reshape(a, (*a.shape[:-1], G, a.shape[-1] // G))
-    return xp.permute_dims(a, (a.ndim - 2, *range(a.ndim - 2), a.ndim - 1))
+    return xp.reshape(a, (G, a.shape[0] // G, *a.shape[1:]))
 
 
 def ungrouped(xp: Namespace, a: Array, axes: Axes, batched: bool = True) -> Array:
-    """Return ``(G, N, *I, c)`` as x or y in its layout: the inverse of `grouped`."""
-    a = xp.permute_dims(a, (*range(1, a.ndim - 1), 0, a.ndim - 1))
-    a = xp.reshape(a, (*a.shape[:-2], a.shape[-2] * a.shape[-1]))
+    """Return ``(G, c, N, *I)`` as x or y in its layout: the inverse of `grouped`."""
+    a = xp.reshape(a, (a.shape[0] * a.shape[1], *a.shape[2:]))
     if not batched:
         one = without_batch(axes)
-        return xp.permute_dims(a[0, ...], _inverse((*one.spatial, one.last)))
-    return xp.permute_dims(a, _inverse((axes.first, *axes.spatial, axes.last)))
+        return xp.permute_dims(a[:, 0, ...], _inverse((one.last, *one.spatial)))
+    return xp.permute_dims(a, _inverse((axes.last, axes.first, *axes.spatial)))
 
 
 def grouped_weights(xp: Namespace, w: Array, axes: Axes, G: int, lead: int = 0) -> Array:
-    """Return w as ``(G, *W, c, k)``, behind `lead` more axes that come first in both."""
-    order = (*axes.spatial, axes.first, axes.last)
+    """Return w as ``(G, k, c, *W)``, behind `lead` more axes that come first in both."""
+    order = (axes.last, axes.first, *axes.spatial)
     w = xp.permute_dims(w, (*range(lead), *(lead + axis for axis in order)))
     if G == 1:
         return w[along(lead, None)]
-    w = xp.reshape(w, (*w.shape[:-1], G, w.shape[-1] // G))
-    return xp.permute_dims(w, (*range(lead), w.ndim - 2, *range(lead, w.ndim - 2), w.ndim - 1))
+    return xp.reshape(w, (*w.shape[:lead], G, w.shape[lead] // G, *w.shape[lead + 1 :]))
 
 
 def ungrouped_weights(xp: Namespace, w: Array, axes: Axes, lead: int = 0) -> Array:
-    """Return ``(G, *W, c, k)`` as w in its layout: the inverse of `grouped_weights`."""
-    w = xp.permute_dims(w, (*range(lead), *range(lead + 1, w.ndim - 1), lead, w.ndim - 1))
-    w = xp.reshape(w, (*w.shape[:-2], w.shape[-2] * w.shape[-1]))
-    order = _inverse((*axes.spatial, axes.first, axes.last))
+    """Return ``(G, k, c, *W)`` as w in its layout: the inverse of `grouped_weights`."""
+    K = w.shape[lead] * w.shape[lead + 1]
+    w = xp.reshape(w, (*w.shape[:lead], K, *w.shape[lead + 2 :]))
+    order = _inverse((axes.last, axes.first, *axes.spatial))
     return xp.permute_dims(w, (*range(lead), *(lead + axis for axis in order)))
 
 

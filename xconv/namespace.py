@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+import threading
 from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
@@ -18,7 +19,7 @@ import array_api_compat.numpy
 import numpy as np
 
 from .errors import Refusal, shown
-from .geometry import Window, along, axis_taps
+from .geometry import SPATIAL, Window, along, axis_taps
 
 Array = Any
 Namespace = Any
@@ -214,33 +215,110 @@ def windows(xp: Namespace, x: Array, window: Window) -> Array:
     xp : namespace
         The array's namespace.
     x : array
-        Shape (G, N, *L, c), padded.
+        Shape (G, c, N, *L), padded.
     window : Window
         What slides over it.
 
     Returns
     -------
     array
-        Shape (G, N, *O, *W, c): a view in NumPy and CuPy, a stack of slices elsewhere. CuPy's
+        Shape (G, c, *W, N, *O): a view in NumPy and CuPy, a stack of slices elsewhere. CuPy's
         own `sliding_window_view` would synchronise with the device.
     """
-    rank = len(window.O)
     if in_place(xp):
-        spatial = x.strides[2 : 2 + rank]
-        shape = (*x.shape[:2], *window.O, *window.W, x.shape[-1])
+        spatial = x.strides[SPATIAL:]
+        shape = (*x.shape[:2], *window.W, x.shape[2], *window.O)
         strides = (
             *x.strides[:2],
-            *(s * n for s, n in zip(window.stride, spatial, strict=True)),
             *(d * n for d, n in zip(window.dilation, spatial, strict=True)),
-            x.strides[-1],
+            x.strides[2],
+            *(s * n for s, n in zip(window.stride, spatial, strict=True)),
         )
-        library = sys.modules["cupy"] if on_gpu(xp) else np
-        return library.lib.stride_tricks.as_strided(x, shape=shape, strides=strides)
-    for a in range(rank):
-        axis = 2 + a
-        parts = [x[along(axis, s)] for s in axis_taps(window, a)]
-        x = xp.stack(parts, axis=-2)
+        return _strided(xp, x, shape, strides)
+    for a in range(len(window.O)):
+        parts = [x[along(SPATIAL + 2 * a, s)] for s in axis_taps(window, a)]
+        x = xp.stack(parts, axis=2 + a)
     return x
+
+
+def _strided(xp: Namespace, a: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+    """View the memory of an array with any shape and strides."""
+    if on_gpu(xp):
+        return sys.modules["cupy"].lib.stride_tricks.as_strided(a, shape=shape, strides=strides)
+    if a.flags.c_contiguous:  # a quarter of the time of as_strided
+        return np.ndarray(shape, a.dtype, a, 0, strides)
+    return np.lib.stride_tricks.as_strided(a, shape, strides)
+
+
+def sample_first(xp: Namespace, a: Array) -> Array:
+    """Exchange channels and samples: (G, c, N, *L) -> (G, N, c, *L)."""
+    return xp.permute_dims(a, (0, 2, 1, *range(3, a.ndim)))
+
+
+class _Scratch(threading.local):
+    """Memory of one thread for the temporary arrays of a block."""
+
+    KEPT = 16 * 2**20  # bytes that a thread keeps between calls, at most
+    memory = np.empty(0, np.uint8)
+    used = 0
+
+    def begin(self, size: int) -> None:
+        """Begin a block: what the last one took is free again."""
+        self.used = 0
+        if len(self.memory) < min(size, self.KEPT):
+            self.memory = np.empty(0, np.uint8)  # the old one is freed before there is a new one
+            self.memory = np.empty(min(size, self.KEPT), np.uint8)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return an array that lasts until the thread's next block."""
+        start = -(-self.used // 64) * 64
+        stop = start + math.prod(shape) * np.dtype(dtype).itemsize
+        if stop > len(self.memory):
+            return np.empty(shape, dtype)
+        self.used = stop
+        return np.ndarray(shape, dtype, self.memory, start)
+
+
+_scratch = _Scratch()
+begin_block = _scratch.begin
+
+
+def scratch(xp: Namespace, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return an array for a block's work alone (NumPy and CuPy).
+
+    The system clears every page of fresh memory, which takes as long as the work in it; so in
+    NumPy this is memory that the thread keeps. CuPy has a pool of its own.
+    """
+    if on_gpu(xp):
+        return xp.empty(shape, dtype=dtype)
+    return _scratch.empty(shape, dtype)
+
+
+def gathered(xp: Namespace, view: Array, shape: tuple[int, ...]) -> Array:
+    """Reshape a view, in place to a copy in `scratch`."""
+    if in_place(xp):
+        block = scratch(xp, view.shape, view.dtype)
+        block[...] = view
+        view = block
+    return xp.reshape(view, shape)
+
+
+def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array:
+    """Multiply matrices into `out`, or in place to `scratch`; b has all of the batch's axes."""
+    if not in_place(xp):
+        return xp.matmul(a, b)
+    if out is None:
+        out = scratch(xp, (*b.shape[:-2], a.shape[-2], b.shape[-1]), b.dtype)
+    return xp.matmul(a, b, out=out)
+
+
+def merged(a: Array, axis: int) -> Array | None:
+    """View the axes from `axis` on as one, or return None where that would need a copy."""
+    shape, strides = a.shape, a.strides
+    for i in range(axis, a.ndim - 1):
+        if strides[i] != strides[i + 1] * shape[i + 1] and shape[i] != 1:
+            return None
+    return a.reshape((*shape[:axis], math.prod(shape[axis:])))
 
 
 def random_uniform(shape: tuple[int, ...], bound: float, rng: Any, like: Array | None) -> Array:

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from .geometry import Geometry, Ints, along
-from .namespace import Array, Namespace, contiguous, device, dtype_of
+from .geometry import SPATIAL, Geometry, Ints, along
+from .namespace import Array, Namespace, device, dtype_name, dtype_of, scratch
 
-EVERYTHING = slice(None)
+ALL = (slice(None),) * SPATIAL
 
 
 class Run(NamedTuple):
@@ -129,14 +129,14 @@ def _copies(run: Run, a: int, b: int, widest: int = 0) -> Iterator[Run]:
 
 
 def read(xp: Namespace, x: Array, geom: Geometry, start: Ints, stop: Ints, name: str) -> Array:
-    """Copy a box of padded coordinates into a new block (NumPy and CuPy).
+    """Return a box of padded coordinates (NumPy and CuPy).
 
     Parameters
     ----------
     xp : namespace
         The array's namespace.
     x : array
-        Shape (G, N, *I, c).
+        Shape (G, c, N, *I).
     geom : Geometry
         Gives the sizes and the padding mode.
     start, stop : tuple of int
@@ -147,33 +147,34 @@ def read(xp: Namespace, x: Array, geom: Geometry, start: Ints, stop: Ints, name:
     Returns
     -------
     array
-        Shape (G, N, *(stop - start), c), contiguous; `x` itself where nothing needs a copy.
+        Shape (G, c, N, *(stop - start)): a view of `x` where it holds the box in this dtype.
     """
     axes = [
         pieces(size, geom.padding_mode, a, b)
         for size, a, b in zip(geom.I, start, stop, strict=True)
     ]
     if all(len(runs) == 1 and runs[0].step == 1 and runs[0].source is not None for runs in axes):
-        inside = (EVERYTHING, EVERYTHING, *(runs[0].cells() for runs in axes))
-        return contiguous(xp, x[inside], name)
-    shape = (*x.shape[:2], *(b - a for a, b in zip(start, stop, strict=True)), x.shape[-1])
-    block = xp.empty(shape, dtype=dtype_of(xp, name))
-    for runs in itertools.product(*axes):
-        there = tuple(
-            slice(run.start - a, run.stop - a) for run, a in zip(runs, start, strict=True)
-        )
-        if any(run.source is None for run in runs):
-            block[(EVERYTHING, EVERYTHING, *there)] = 0
-        else:
-            cells = (EVERYTHING, EVERYTHING, *(run.cells() for run in runs))
-            block[(EVERYTHING, EVERYTHING, *there)] = x[cells]
+        inside = x[(*ALL, *(runs[0].cells() for runs in axes))]
+        if dtype_name(x.dtype) == name:
+            return inside
+        block = scratch(xp, inside.shape, dtype_of(xp, name))
+        block[...] = inside
+        return block
+    shape = (*x.shape[:SPATIAL], *(b - a for a, b in zip(start, stop, strict=True)))
+    block = scratch(xp, shape, dtype_of(xp, name))
+    if geom.padding_mode == "zeros":  # one long call: under everything, not at each side
+        block[...] = 0
+    copied = [[run for run in runs if run.source is not None] for runs in axes]
+    for runs in itertools.product(*copied):
+        there = (slice(run.start - a, run.stop - a) for run, a in zip(runs, start, strict=True))
+        block[(*ALL, *there)] = x[(*ALL, *(run.cells() for run in runs))]
     return block
 
 
 def pad(xp: Namespace, x: Array, geom: Geometry, start: Ints, stop: Ints) -> Array:
     """Return a box of padded coordinates as one expression; see `read`."""
     for a in range(geom.rank):
-        axis = 2 + a
+        axis = SPATIAL + a
         parts = []
         runs = pieces(geom.I[a], geom.padding_mode, start[a], stop[a])
         for run in runs:
@@ -197,7 +198,7 @@ def unpad(xp: Namespace, dx: Array, geom: Geometry) -> Array:
     axis, and returns that of the input. With zeros padding the padded ones are just the input.
     """
     for a in range(geom.rank):
-        axis = 2 + a
+        axis = SPATIAL + a
         begin, _ = extent(geom, a)
         parts = [
             total([adjoint(xp, dx, axis, run.moved(begin)) for run in strip.runs])

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from .choice import Algorithm
 from .errors import Refusal
-from .geometry import Geometry, Ints, halved, slab
+from .geometry import Geometry, Ints, Window, halved, slab
 
 MIB = 2**20
 Range = tuple[int, int]
@@ -22,6 +22,15 @@ Range = tuple[int, int]
 # Sums over channels and taps are cut only where one output position would not fit, and never
 # into parts below this many terms.
 SHORTEST_SUM = 2**16
+
+# A contraction is cut into this many blocks, so that cores find work, if each of them is then
+# still at least so much of it: NumPy's calls must be long, as threads wait for each other between
+# them. Products shorter than POSITIONS or CHANNELS would be slow.
+TASKS = 4
+GRAIN = 10_000_000  # operations; a number moved counts as
+MOVED = 50
+POSITIONS = 256
+CHANNELS = 64
 
 
 class Limits(NamedTuple):
@@ -34,7 +43,7 @@ class Limits(NamedTuple):
 class Plan(NamedTuple):
     """Sizes of the parts into which each index is cut, and what they take.
 
-    ``g, n, o`` are those of a block, ``c, w`` of the sums within it. ``shared_g``, ``shared_k``
+    ``g, k, n, o`` are those of a block, ``c, w`` of the sums within it. ``shared_g``, ``shared_k``
     and ``shared_w`` are the groups, output channels and taps whose weights are prepared at once,
     for all blocks. ``shared`` and ``block`` are in bytes.
     """
@@ -42,6 +51,7 @@ class Plan(NamedTuple):
     shared_g: int
     shared_k: int
     g: int
+    k: int
     n: int
     o: Ints
     c: int
@@ -77,17 +87,27 @@ def _first(shapes: Iterable[Ints], fits: Callable[[Ints], bool]) -> Ints:
     return shape
 
 
-def _weights(held: Ints) -> int:
-    """Count the weights of a part (g, k, c, *w)."""
-    return math.prod(held)
-
-
 def _check(needed: int, limits: Limits) -> None:
     if needed > limits.workspace:
         raise Refusal(
             "max_workspace to hold at least one output position of one sample",
             f"max_workspace {limits.workspace} bytes, needed {needed} bytes",
         )
+
+
+def _fed(whole: Ints, shape: Ints, work: int, smallest: Ints) -> Ints:
+    """Halve a block, its axes in turn, until there are enough tasks of some work each.
+
+    An axis is not cut below its entry in `smallest`; the axes that are cut first come first.
+    """
+    current = list(shape)
+    for axis, least in enumerate(smallest):
+        while current[axis] >= 2 * max(least, 1):
+            tasks = math.prod(-(-a // b) for a, b in zip(whole, current, strict=True))
+            if tasks >= TASKS or work < 2 * tasks * GRAIN:
+                return tuple(current)
+            current[axis] = -(-current[axis] // 2)
+    return tuple(current)
 
 
 @lru_cache(maxsize=1024)
@@ -97,25 +117,35 @@ def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits)
     whole = (geom.G, geom.k, geom.c, *geom.W)
     shortest = min(SHORTEST_SUM, math.prod(whole[2:]))
 
-    def block(held: Ints, shape: Ints, w: Ints) -> int:
+    def window(o: Ints, w: Ints) -> Window:
+        return Window(o, w, geom.stride, geom.dilation)
+
+    def weights(held: Ints) -> int:
+        g, k, c, *w = held
+        return itemsize * algorithm.prepared(g, window(geom.O, tuple(w)), c, k)
+
+    def numbers(held: Ints, shape: Ints, w: Ints) -> int:
         (_, k, c, *_), (g, n, *o) = held, shape
         cells, positions = g * n * slab(geom, tuple(o), w), g * n * math.prod(o)
-        extra = algorithm.workspace(cells, positions, math.prod(w), c, k)
-        return itemsize * (cells * c + extra + 2 * positions * k)
+        extra = algorithm.workspace(g, n, window(tuple(o), w), c, k)
+        return cells * c + extra + 2 * positions * k
+
+    def block(held: Ints, shape: Ints, w: Ints) -> int:
+        return itemsize * numbers(held, shape, w)
 
     def fits(held: Ints) -> bool:
-        shared = itemsize * _weights(held)
+        shared = weights(held)
         least = min(block(held, (1, 1, *single), w) for w in (held[3:], single))
         return 2 * shared <= limits.workspace and shared + least <= limits.workspace
 
     smaller = halved(whole, (1, 0, 2, *range(3, 3 + geom.rank)))
     held = _first((h for h in smaller if math.prod(h[2:]) >= shortest), fits)
-    shared = itemsize * _weights(held)
+    shared = weights(held)
     wanted = min(max(limits.block, 2 * shared), limits.workspace - shared)
-    order = (1, 0, *range(2, 2 + geom.rank))
+    samples_first = (1, 0) if math.prod(geom.O) >= POSITIONS else (0, 1)
 
     def shape_for(w: Ints) -> Ints:
-        shapes = halved((held[0], geom.N, *geom.O), order)
+        shapes = halved((held[0], geom.N, *geom.O), (*samples_first, *range(2, 2 + geom.rank)))
         return _first(shapes, lambda shape: block(held, shape, w) <= wanted)
 
     w = held[3:]
@@ -124,9 +154,15 @@ def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits)
     if gaps or block(held, (g, n, *o), w) > limits.workspace - shared:
         w = single  # a dilated block would be mostly cells that no tap reads
         g, n, *o = shape_for(w)
-    size = block(held, (g, n, *o), w)
+    everything = (geom.N, *geom.O, held[0], held[1])
+    row = math.prod(o[1:])
+    work = 2 * geom.N * geom.K * math.prod(geom.O) * geom.c * math.prod(geom.W)
+    work += MOVED * numbers(held, (geom.G, geom.N, *geom.O), held[3:])
+    least = (-(-POSITIONS // math.prod(o)), -(-POSITIONS // row), *o[1:], 1, CHANNELS)
+    n, *o, g, k = _fed(everything, (n, *o, g, held[1]), work, least)
+    size = block((g, k, *held[2:]), (g, n, *o), w)
     _check(shared + size, limits)
-    return Plan(held[0], held[1], g, n, tuple(o), held[2], w, held[3:], shared, size)
+    return Plan(held[0], held[1], g, k, n, tuple(o), held[2], w, held[3:], shared, size)
 
 
 @lru_cache(maxsize=1024)
@@ -134,19 +170,23 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
     """Cut a weight gradient: parts of the weights, each a sum over blocks of positions."""
     single = (1,) * geom.rank
 
-    def block(held: Ints, shape: Ints) -> int:
+    def numbers(held: Ints, shape: Ints) -> int:
         (g, k, c, *w), (n, *o) = held, shape
         cells, positions = g * n * slab(geom, tuple(o), tuple(w)), g * n * math.prod(o)
-        extra = algorithm.workspace(cells, positions, math.prod(w), c, k)
-        return itemsize * (cells * c + extra + positions * k + _weights(held))
+        window = Window(tuple(o), tuple(w), geom.stride, geom.dilation)
+        extra = algorithm.weight_workspace(g, n, window, c, k)
+        return cells * c + extra + positions * k + math.prod(held)
+
+    def block(held: Ints, shape: Ints) -> int:
+        return itemsize * numbers(held, shape)
 
     def fits(held: Ints) -> bool:
-        shared = itemsize * _weights(held)
+        shared = itemsize * math.prod(held)
         least = block((*held[:3], *single), (1, *single))
         return 6 * shared <= limits.workspace and shared + least <= limits.workspace
 
     def shape_for(held: Ints) -> Ints:
-        shared = itemsize * _weights(held)
+        shared = itemsize * math.prod(held)
         wanted = min(max(limits.block, 3 * shared), limits.workspace - shared)
         shapes = halved((geom.N, *geom.O), tuple(range(1 + geom.rank)))
         return _first(shapes, lambda shape: block(held, shape) <= wanted)
@@ -155,10 +195,17 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
     held = _first(halved(whole, (0, 2, 1, *range(3, 3 + geom.rank))), fits)
     n, *o = shape_for(held)
     gaps = slab(geom, tuple(o), held[3:]) > math.prod(held[3:]) * slab(geom, tuple(o), single)
-    if gaps or block(held, (n, *o)) > limits.workspace - itemsize * _weights(held):
+    if gaps or block(held, (n, *o)) > limits.workspace - itemsize * math.prod(held):
         held = (*held[:3], *single)
         n, *o = shape_for(held)
     g, k, c, *w = held
-    shared, size = itemsize * _weights(held), block(held, (n, *o))
+    work = 2 * geom.N * geom.K * math.prod(geom.O) * geom.c * math.prod(geom.W)
+    work += MOVED * numbers(whole, (geom.N, *geom.O))
+    everything = (geom.N, *geom.O, *whole)
+    least = (-(-POSITIONS // math.prod(o)), -(-POSITIONS // math.prod(o[1:])), *o[1:])
+    fed = _fed(everything, (n, *o, *held), work, (*least, 1, k, CHANNELS, *w))
+    (n, *o), held = fed[: 1 + geom.rank], fed[1 + geom.rank :]
+    g, k, c, *w = held
+    shared, size = itemsize * math.prod(held), block(held, (n, *o))
     _check(shared + size, limits)
-    return Plan(g, k, g, n, tuple(o), c, tuple(w), tuple(w), shared, size)
+    return Plan(g, k, g, k, n, tuple(o), c, tuple(w), tuple(w), shared, size)

@@ -1,7 +1,7 @@
 """`taps`: one product per kernel position, summed.
 
-Needs little memory, no views, and no writes, so it runs in every array library. With one input
-channel per group (depthwise) the products are elementwise. Exact on small integers.
+Needs little memory, no views, and no writes, so it runs in every array library. Exact on small
+integers.
 """
 
 from __future__ import annotations
@@ -9,67 +9,51 @@ from __future__ import annotations
 import math
 
 from .geometry import Window, taps
-from .namespace import Array, Namespace, in_place
+from .namespace import Array, Namespace
 
 
-def forward(xp: Namespace, x: Array, w: Array, window: Window) -> Array:
-    """dT/dg: x (G, N, *L, c) padded, w (G, *W, c, k) -> (G, N, *O, k)."""
-    G, N, c, k = x.shape[0], x.shape[1], x.shape[-1], w.shape[-1]
-    positions, points = N * math.prod(window.O), taps(window)
-    w = xp.reshape(w, (G, len(points), c, k))
-    cells = N * math.prod(x.shape[2:-1])
-    # only blocks: Dask could not take the axes of the product apart again
-    if in_place(xp) and narrows(cells, positions, len(points), c, k):
-        return _products_first(xp, x, w, window)
+def prepare(xp: Namespace, w: Array, window: Window) -> Array:
+    """Return w as it is: (G, k, c, *W)."""
+    return w
+
+
+def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
+    """dT/dg: x (G, c, N, *L) padded, w (G, k, c, *W) -> (G, k, N, *O)."""
+    G, c, N = x.shape[:3]
+    k, points, positions = w.shape[1], taps(window), N * math.prod(window.O)
+    w = xp.reshape(w, (G, k, c, len(points)))
     y = None
     for t, point in enumerate(points):
-        rows = xp.reshape(x[point], (G, positions, c))
-        # (G, N*O, c) @ (G, c, k) -> (G, N*O, k)
-        term = rows * w[:, t, ...] if c == 1 else xp.matmul(rows, w[:, t, ...])
+        columns = xp.reshape(x[point], (G, c, positions))
+        # (G, k, c) @ (G, c, N*O) -> (G, k, N*O)
+        term = w[..., t] * columns if c == 1 else xp.matmul(w[..., t], columns)
         y = term if y is None else y + term
-    return xp.reshape(y, (G, N, *window.O, k))
-
-
-def narrows(cells: int, positions: int, taps: int, c: int, k: int) -> bool:
-    """Whether all products of a cell come first: where outputs are fewer than inputs.
-
-    One product with the weights of all taps, then shifted sums of k numbers instead of shifted
-    copies of c. It is done for every cell of a block, so most cells must be outputs too.
-    """
-    return taps > 1 and k < c and cells <= 2 * positions
-
-
-def _products_first(xp: Namespace, x: Array, w: Array, window: Window) -> Array:
-    G, points, c, k = w.shape
-    _, N, *L, _ = x.shape
-    cells = xp.reshape(x, (G, N * math.prod(L), c))
-    weights = xp.reshape(xp.matrix_transpose(w), (G, points * k, c))
-    # (G, W*k, c) @ (G, c, N*L) -> (G, W*k, N*L)
-    products = xp.matmul(weights, xp.matrix_transpose(cells))
-    products = xp.reshape(products, (G, points, k * N, *L))
-    y = None
-    for t, point in enumerate(taps(window)):
-        term = products[:, t, ...][point[:-1]]
-        y = term if y is None else y + term
-    y = xp.reshape(y, (G, k, N, *window.O))
-    return xp.permute_dims(y, (0, *range(2, y.ndim), 1))
+    return xp.reshape(y, (G, k, N, *window.O))
 
 
 def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
-    """dT/dw: x (G, N, *L, c) padded, g (G, N, *O, k) -> (G, *W, c, k)."""
-    G, N, c, k = x.shape[0], x.shape[1], x.shape[-1], g.shape[-1]
+    """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W)."""
+    G, c, N, k = *x.shape[:3], g.shape[1]
     positions = N * math.prod(window.O)
-    columns = xp.reshape(g, (G, positions, k))
-    # (G, c, N*O) @ (G, N*O, k) -> (G, c, k)
+    rows = xp.reshape(g, (G, k, positions))
+    # (G, k, N*O) @ (G, N*O, c) -> (G, k, c)
     dw = [
-        xp.matmul(xp.matrix_transpose(xp.reshape(x[point], (G, positions, c))), columns)
+        xp.matmul(rows, xp.matrix_transpose(xp.reshape(x[point], (G, c, positions))))
         for point in taps(window)
     ]
-    return xp.reshape(xp.stack(dw, axis=1), (G, *window.W, c, k))
+    return xp.reshape(xp.stack(dw, axis=-1), (G, k, c, *window.W))
 
 
-def workspace(cells: int, positions: int, taps: int, c: int, k: int) -> int:
-    """Elements that a contraction needs beyond its operands and its result."""
-    if narrows(cells, positions, taps, c, k):
-        return cells * taps * k + positions * k + taps * c * k
-    return positions * (c + k) + taps * c * k
+def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
+    """Elements that `forward` needs beyond its operands and its result."""
+    return G * N * math.prod(window.O) * (c + k)
+
+
+def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
+    """Elements that `grad_weight` needs beyond its operands and its result."""
+    return G * (N * math.prod(window.O) * c + math.prod(window.W) * c * k)
+
+
+def prepared(G: int, window: Window, c: int, k: int) -> int:
+    """Elements of the prepared weights."""
+    return G * c * k * math.prod(window.W)

@@ -1,7 +1,7 @@
-"""`windows`: the sliding windows of a block, each a row, times the weights as one matrix.
+"""`windows`: the sliding windows of a block, each a column, under the weights as one matrix.
 
-The textbook method, im2col, in blocks: one large product whose rows are copied out of a block
-that is still in cache. Exact on small integers.
+The textbook method, im2col, in blocks: one large product whose columns are copied in runs of
+output positions. Exact on small integers.
 """
 
 from __future__ import annotations
@@ -9,34 +9,68 @@ from __future__ import annotations
 import math
 
 from .geometry import Window
-from .namespace import Array, Namespace, windows
+from .namespace import Array, Namespace, gathered, in_place, matmul, merged, sample_first, windows
+
+SHORT = 256  # positions of a sample below which samples share one product
 
 
-def forward(xp: Namespace, x: Array, w: Array, window: Window) -> Array:
-    """dT/dg: x (G, N, *L, c) padded, w (G, *W, c, k) -> (G, N, *O, k)."""
-    G, N, k = x.shape[0], x.shape[1], w.shape[-1]
-    rows = _rows(xp, x, window)
-    # (G, N*O, W*c) @ (G, W*c, k) -> (G, N*O, k)
-    y = xp.matmul(rows, xp.reshape(w, (G, rows.shape[-1], k)))
-    return xp.reshape(y, (G, N, *window.O, k))
+def prepare(xp: Namespace, w: Array, window: Window) -> Array:
+    """Return w (G, k, c, *W) as the matrices (G, k, c*W), in the order of the windows."""
+    if window.mirrored:
+        w = xp.flip(w, axis=tuple(range(3, w.ndim)))
+    return xp.reshape(w, (*w.shape[:2], math.prod(w.shape[2:])))
+
+
+def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
+    """dT/dg: x (G, c, N, *L) padded, w prepared -> (G, k, N, *O), in `out` if that can be."""
+    G, k, N = x.shape[0], w.shape[1], x.shape[2]
+    if N > 1 and math.prod(window.O) >= SHORT and in_place(xp):
+        columns = _columns(xp, x, window, N)
+        place = None if out is None else merged(sample_first(xp, out), 3)
+        # (G, 1, k, c*W) @ (G, N, c*W, O) -> (G, N, k, O)
+        y = matmul(xp, w[:, None, ...], columns, place)
+        y = sample_first(xp, xp.reshape(y, (G, N, k, *window.O)))
+    else:
+        place = None if out is None else merged(out, 2)
+        # (G, k, c*W) @ (G, c*W, N*O) -> (G, k, N*O)
+        y = matmul(xp, w, _columns(xp, x, window, 1)[:, 0, ...], place)
+        y = xp.reshape(y, (G, k, N, *window.O))
+    return y if place is None else out
 
 
 def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
-    """dT/dw: x (G, N, *L, c) padded, g (G, N, *O, k) -> (G, *W, c, k)."""
-    G, c, k = x.shape[0], x.shape[-1], g.shape[-1]
-    rows = _rows(xp, x, window)
-    columns = xp.matrix_transpose(xp.reshape(g, (G, rows.shape[1], k)))
-    # (G, k, N*O) @ (G, N*O, W*c) -> (G, k, W*c): CuPy copies what is transposed, so the smaller
-    dw = xp.matrix_transpose(xp.matmul(columns, rows))
-    return xp.reshape(dw, (G, *window.W, c, k))
+    """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W)."""
+    G, c, k = x.shape[0], x.shape[1], g.shape[1]
+    columns = _columns(xp, x, window, 1)[:, 0, ...]
+    # (G, k, N*O) @ (G, N*O, c*W) -> (G, k, c*W)
+    rows = xp.reshape(g, (G, k, columns.shape[-1]))
+    dw = xp.matmul(rows, xp.matrix_transpose(columns))
+    return xp.reshape(dw, (G, k, c, *window.W))
 
 
-def _rows(xp: Namespace, x: Array, window: Window) -> Array:
-    """Every window as a row, taps before channels: (G, N*O, W*c)."""
-    positions, width = x.shape[1] * math.prod(window.O), math.prod(window.W) * x.shape[-1]
-    return xp.reshape(windows(xp, x, window), (x.shape[0], positions, width))
+def _columns(xp: Namespace, x: Array, window: Window, parts: int) -> Array:
+    """Every window as a column, channels before taps: (G, parts, c*W, N*O / parts)."""
+    G, c, N = x.shape[:3]
+    view = windows(xp, x, window)  # (G, c, *W, N, *O)
+    rank = len(window.W)
+    if parts > 1:
+        view = xp.permute_dims(
+            view, (0, 2 + rank, *range(1, 2 + rank), *range(3 + rank, view.ndim))
+        )
+    height, width = c * math.prod(window.W), N * math.prod(window.O)
+    return gathered(xp, view, (G, parts, height, width // parts))
 
 
-def workspace(cells: int, positions: int, taps: int, c: int, k: int) -> int:
-    """Elements that a contraction needs beyond its operands and its result."""
-    return positions * taps * c
+def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
+    """Elements that `forward` needs beyond its operands and its result."""
+    return G * N * math.prod(window.O) * math.prod(window.W) * c
+
+
+def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
+    """Elements that `grad_weight` needs beyond its operands and its result."""
+    return G * N * math.prod(window.O) * math.prod(window.W) * c
+
+
+def prepared(G: int, window: Window, c: int, k: int) -> int:
+    """Elements of the prepared weights."""
+    return G * c * k * math.prod(window.W)

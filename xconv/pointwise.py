@@ -1,0 +1,65 @@
+"""Kernels of one tap in place: one product per sample, from and to where the arrays lie.
+
+What `windows` and `taps` come to there. Exact on small integers.
+"""
+
+from __future__ import annotations
+
+import math
+
+from .geometry import Window, taps
+from .namespace import Array, Namespace, matmul, merged, sample_first
+
+
+def prepare(xp: Namespace, w: Array, window: Window) -> Array:
+    """Return w (G, k, c, *1) as matrices (G, k, c)."""
+    return xp.reshape(w, w.shape[:3])
+
+
+def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
+    """dT/dg: x (G, c, N, *L) padded, w prepared -> (G, k, N, *O), in `out` if that can be."""
+    x = sample_first(xp, x[taps(window)[0]])
+    G, N, c = x.shape[:3]
+    cells = xp.reshape(x, (G, N, c, math.prod(window.O)))
+    place = None if out is None else merged(sample_first(xp, out), 3)
+    # (G, 1, k, c) @ (G, N, c, O) -> (G, N, k, O)
+    y = matmul(xp, w[:, None, ...], cells, place)
+    if place is not None:
+        return out
+    return sample_first(xp, xp.reshape(y, (G, N, w.shape[1], *window.O)))
+
+
+def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
+    """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W)."""
+    x = x[taps(window)[0]]
+    G, c, N, k = *x.shape[:3], g.shape[1]
+    positions = math.prod(window.O)
+    if positions * (c + k) >= c * k:  # to sum the samples' results is less than to gather samples
+        cells = xp.reshape(sample_first(xp, x), (G, N, c, positions))
+        rows = xp.reshape(sample_first(xp, g), (G, N, k, positions))
+        # (G, N, k, O) @ (G, N, O, c) -> (G, N, k, c)
+        each = xp.matmul(rows, xp.matrix_transpose(cells))
+        dw = each[:, 0, ...] if N == 1 else xp.sum(each, axis=1, dtype=each.dtype)
+    else:
+        cells = xp.reshape(x, (G, c, N * positions))
+        rows = xp.reshape(g, (G, k, N * positions))
+        # (G, k, N*O) @ (G, N*O, c) -> (G, k, c)
+        dw = xp.matmul(rows, xp.matrix_transpose(cells))
+    return xp.reshape(dw, (G, k, c, *window.W))
+
+
+def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
+    """Elements that `forward` needs beyond its operands and its result."""
+    positions = math.prod(window.O)
+    return G * N * positions * (c + k)
+
+
+def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
+    """Elements that `grad_weight` needs beyond its operands and its result."""
+    positions = math.prod(window.O)
+    return G * N * (positions * (c + k) + min(c * k, positions * (c + k)))
+
+
+def prepared(G: int, window: Window, c: int, k: int) -> int:
+    """Elements of the prepared weights."""
+    return G * c * k
