@@ -44,7 +44,7 @@ LINES = """
     geometry
     namespace
     dtypes layout padding workers
-    depthwise pointwise taps windows
+    depthwise fft pointwise taps windows winograd
     choice
     plan
     blocks

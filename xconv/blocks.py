@@ -77,7 +77,7 @@ def forward(
             taps = [_from_end(t, n) for t, n in zip(taps, geom.W, strict=True)]
         some = w[(slice(*g), slice(*k), slice(*channels), *(slice(*t) for t in taps))]
         some = setup.ready(contiguous(xp, some, setup.compute), 1)
-        return chosen.prepare(xp, some, window(geom, [(0, 1)] * geom.rank, part[1:], mirrored))
+        return chosen.prepare(xp, some, window(geom, [(0, o) for o in cut.o], part[1:], mirrored))
 
     def work(task: tuple[Range, ...]) -> None:
         begin_block(cut.block)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Hashable
 from typing import Any, Protocol
 
-from . import depthwise, pointwise, taps, windows
+from . import depthwise, fft, pointwise, taps, windows, winograd
 from .errors import Refusal, shown
 from .geometry import Geometry, Window
 from .namespace import Array, Namespace, in_place
@@ -19,6 +19,8 @@ from .namespace import Array, Namespace, in_place
 
 class Algorithm(Hashable, Protocol):
     """What every method's module has."""
+
+    CUTS: bool  # whether sums over channels and taps may be cut into parts
 
     def prepare(self, xp: Namespace, w: Array, window: Window) -> Any:
         """Return w (G, k, c, *W) in the form that `forward` takes: (G, k, ...)."""
@@ -41,7 +43,12 @@ class Algorithm(Hashable, Protocol):
         """Elements of the prepared weights."""
 
 
-METHODS: dict[str, Algorithm] = {"windows": windows, "taps": taps}
+METHODS: dict[str, Algorithm] = {
+    "windows": windows,
+    "taps": taps,
+    "winograd": winograd,
+    "fft": fft,
+}
 
 
 def checked_method(method: object) -> str:
@@ -62,7 +69,7 @@ def algorithm(method: str, xp: Namespace, geom: Geometry) -> Algorithm:
     """
     points = math.prod(geom.W)
     if in_place(xp):
-        if points == 1:
+        if points == 1 and method in ("auto", "windows", "taps"):
             return pointwise
         if geom.c == geom.k == 1 and geom.G > 1 and max(geom.stride) == 1 and method == "auto":
             return depthwise

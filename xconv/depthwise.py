@@ -17,6 +17,8 @@ from .namespace import Array, Namespace, matmul, scratch, windows
 
 ALL = slice(None)
 
+CUTS = True
+
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:
     """Return w (G, k, 1, *W) as (G, k, taps of the other axes, taps of the last axis)."""

@@ -10,7 +10,7 @@ import contextlib
 import math
 import sys
 import threading
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import Any
 
@@ -314,11 +314,46 @@ def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array
 
 def merged(a: Array, axis: int) -> Array | None:
     """View the axes from `axis` on as one, or return None where that would need a copy."""
-    shape, strides = a.shape, a.strides
-    for i in range(axis, a.ndim - 1):
-        if strides[i] != strides[i + 1] * shape[i + 1] and shape[i] != 1:
-            return None
+    shape, length = a.shape, None
+    for size, stride in zip(reversed(shape[axis:]), reversed(a.strides[axis:]), strict=True):
+        if size != 1:
+            if length not in (None, stride):
+                return None
+            length = stride * size
     return a.reshape((*shape[:axis], math.prod(shape[axis:])))
+
+
+def constant(
+    xp: Namespace, make: Callable[..., list[list[float]]], arguments: tuple[Any, ...], like: Array
+) -> Array:
+    """Return the matrix ``make(*arguments)`` with the dtype and the device of `like`."""
+    if array_api_compat.is_numpy_namespace(xp):
+        return _numpy_constant(make, arguments, like.dtype)
+    return xp.asarray(make(*arguments), dtype=like.dtype, device=device(like))
+
+
+@lru_cache(maxsize=256)
+def _numpy_constant(make: Any, arguments: tuple[Any, ...], dtype: Any) -> Array:
+    return np.asarray(make(*arguments), dtype=dtype)
+
+
+def spread(xp: Namespace, a: Array, steps: tuple[int, ...]) -> Array:
+    """Put the entries of the spatial axes some steps apart, with zeros between."""
+    if max(steps) == 1:
+        return a
+    sizes = tuple(s * (n - 1) + 1 for n, s in zip(a.shape[SPATIAL:], steps, strict=True))
+    if in_place(xp):
+        wide = xp.zeros((*a.shape[:SPATIAL], *sizes), dtype=a.dtype)
+        there = (slice(None, None, s) for s in steps)
+        wide[(slice(None),) * SPATIAL + tuple(there)] = a
+        return wide
+    for axis, s in enumerate(steps, SPATIAL):
+        if s > 1:
+            shape = (*a.shape[: axis + 1], s - 1, *a.shape[axis + 1 :])
+            zeros = xp.zeros(shape, dtype=a.dtype, device=device(a))
+            wide = xp.concat([xp.expand_dims(a, axis=axis + 1), zeros], axis=axis + 1)
+            a = xp.reshape(wide, (*a.shape[:axis], a.shape[axis] * s, *a.shape[axis + 1 :]))
+    return a[(slice(None),) * SPATIAL + tuple(map(slice, sizes))]
 
 
 def random_uniform(shape: tuple[int, ...], bound: float, rng: Any, like: Array | None) -> Array:

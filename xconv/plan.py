@@ -135,10 +135,12 @@ def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits)
 
     def fits(held: Ints) -> bool:
         shared = weights(held)
-        least = min(block(held, (1, 1, *single), w) for w in (held[3:], single))
+        smallest = (held[3:], single) if algorithm.CUTS else (held[3:],)
+        least = min(block(held, (1, 1, *single), w) for w in smallest)
         return 2 * shared <= limits.workspace and shared + least <= limits.workspace
 
-    smaller = halved(whole, (1, 0, 2, *range(3, 3 + geom.rank)))
+    cuts = (1, 0, 2, *range(3, 3 + geom.rank)) if algorithm.CUTS else (1, 0)
+    smaller = halved(whole, cuts)
     held = _first((h for h in smaller if math.prod(h[2:]) >= shortest), fits)
     shared = weights(held)
     wanted = min(max(limits.block, 2 * shared), limits.workspace - shared)
@@ -151,7 +153,7 @@ def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits)
     w = held[3:]
     g, n, *o = shape_for(w)
     gaps = slab(geom, tuple(o), w) > math.prod(w) * slab(geom, tuple(o), single)
-    if gaps or block(held, (g, n, *o), w) > limits.workspace - shared:
+    if algorithm.CUTS and (gaps or block(held, (g, n, *o), w) > limits.workspace - shared):
         w = single  # a dilated block would be mostly cells that no tap reads
         g, n, *o = shape_for(w)
     everything = (geom.N, *geom.O, held[0], held[1])
@@ -182,7 +184,7 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
 
     def fits(held: Ints) -> bool:
         shared = itemsize * math.prod(held)
-        least = block((*held[:3], *single), (1, *single))
+        least = block((*held[:3], *(single if algorithm.CUTS else held[3:])), (1, *single))
         return 6 * shared <= limits.workspace and shared + least <= limits.workspace
 
     def shape_for(held: Ints) -> Ints:
@@ -192,10 +194,11 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
         return _first(shapes, lambda shape: block(held, shape) <= wanted)
 
     whole = (geom.G, geom.k, geom.c, *geom.W)
-    held = _first(halved(whole, (0, 2, 1, *range(3, 3 + geom.rank))), fits)
+    cuts = (0, 2, 1, *range(3, 3 + geom.rank)) if algorithm.CUTS else (0, 2, 1)
+    held = _first(halved(whole, cuts), fits)
     n, *o = shape_for(held)
     gaps = slab(geom, tuple(o), held[3:]) > math.prod(held[3:]) * slab(geom, tuple(o), single)
-    if gaps or block(held, (n, *o)) > limits.workspace - itemsize * math.prod(held):
+    if algorithm.CUTS and (gaps or block(held, (n, *o)) > limits.workspace - itemsize * math.prod(held)):
         held = (*held[:3], *single)
         n, *o = shape_for(held)
     g, k, c, *w = held

@@ -10,6 +10,8 @@ import math
 from .geometry import Window, taps
 from .namespace import Array, Namespace, matmul, merged, sample_first
 
+CUTS = True
+
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:
     """Return w (G, k, c, *1) as matrices (G, k, c)."""

@@ -11,6 +11,8 @@ import math
 from .geometry import Window, taps
 from .namespace import Array, Namespace
 
+CUTS = True
+
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:
     """Return w as it is: (G, k, c, *W)."""

@@ -13,6 +13,8 @@ from .namespace import Array, Namespace, gathered, in_place, matmul, merged, sam
 
 SHORT = 256  # positions of a sample below which samples share one product
 
+CUTS = True
+
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:
     """Return w (G, k, c, *W) as the matrices (G, k, c*W), in the order of the windows."""

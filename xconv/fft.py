@@ -1,0 +1,124 @@
+"""`fft`: products of spectra, a tile of outputs at a time.
+
+The circular correlation of a block with the weights is the product of their discrete Fourier
+transforms, one of them conjugated; in a transform at least as long as the block, the outputs that
+the block has are free of wrapped terms (overlap-save). Blocks are the tiles, so memory stays
+bounded. Real data have real transforms. The work hardly depends on the kernel's size.
+
+Errors are relative to the largest magnitudes of a block, not to those of one output.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+from .geometry import SPATIAL, Ints, Window
+from .namespace import COMPLEX, Array, Namespace, dtype_name, gathered, spread
+
+CUTS = False
+
+
+def prepare(xp: Namespace, w: Array, window: Window) -> Array:
+    """Return the conjugate spectra of w (G, k, c, *W): (G, k, c, *F), for blocks of this size."""
+    if window.mirrored:
+        w = xp.flip(w, axis=tuple(range(SPATIAL, w.ndim)))
+    return xp.conj(_spectra(xp, spread(xp, w, window.dilation), _lengths(window)))
+
+
+def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
+    """dT/dg: x (G, c, N, *L) padded, w prepared -> (G, k, N, *O)."""
+    real = dtype_name(x.dtype) not in COMPLEX
+    lengths = (*w.shape[SPATIAL:-1], 2 * (w.shape[-1] - 1) if real else w.shape[-1])
+    spectra = _spectra(xp, x, lengths)
+    if x.shape[1] == 1:
+        product = w * spectra
+    else:
+        # (G, *F, k, c) @ (G, *F, c, N) -> (G, *F, k, N)
+        product = _channels_first(xp, xp.matmul(_channels_last(xp, w), _channels_last(xp, spectra)))
+    y = _inverse(xp, product, lengths, real)
+    steps = (slice(0, s * (o - 1) + 1, s) for o, s in zip(window.O, window.stride, strict=True))
+    return y[(slice(None),) * SPATIAL + tuple(steps)]
+
+
+def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
+    """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W)."""
+    real = dtype_name(x.dtype) not in COMPLEX
+    lengths = _lengths(window)
+    spectra = _spectra(xp, x, lengths)
+    others = xp.conj(_spectra(xp, spread(xp, g, window.stride), lengths))
+    if x.shape[1] == 1:
+        product = xp.sum(others * spectra, axis=2, keepdims=True)
+    else:
+        columns = xp.matrix_transpose(_channels_last(xp, spectra))
+        # (G, *F, k, N) @ (G, *F, N, c) -> (G, *F, k, c)
+        product = _channels_first(xp, xp.matmul(_channels_last(xp, others), columns))
+    dw = _inverse(xp, product, lengths, real)
+    steps = (slice(0, d * (w - 1) + 1, d) for w, d in zip(window.W, window.dilation, strict=True))
+    return dw[(slice(None),) * SPATIAL + tuple(steps)]
+
+
+def _spectra(xp: Namespace, a: Array, lengths: Ints) -> Array:
+    axes = tuple(range(SPATIAL, a.ndim))
+    transform = xp.fft.fftn if dtype_name(a.dtype) in COMPLEX else xp.fft.rfftn
+    return transform(a, s=lengths, axes=axes)
+
+
+def _inverse(xp: Namespace, a: Array, lengths: Ints, real: bool) -> Array:
+    axes = tuple(range(SPATIAL, a.ndim))
+    return (xp.fft.irfftn if real else xp.fft.ifftn)(a, s=lengths, axes=axes)
+
+
+def _channels_last(xp: Namespace, a: Array) -> Array:
+    """(G, a, b, *F) -> (G, *F, a, b), as `matmul` takes it."""
+    view = xp.permute_dims(a, (0, *range(SPATIAL, a.ndim), 1, 2))
+    return gathered(xp, view, view.shape)
+
+
+def _channels_first(xp: Namespace, a: Array) -> Array:
+    """(G, *F, a, b) -> (G, a, b, *F)."""
+    view = xp.permute_dims(a, (0, a.ndim - 2, a.ndim - 1, *range(1, a.ndim - 2)))
+    return gathered(xp, view, view.shape)
+
+
+def _lengths(window: Window) -> Ints:
+    """Return the lengths of the transforms of a block."""
+    sizes = zip(window.O, window.W, window.stride, window.dilation, strict=True)
+    lengths = [s * (o - 1) + d * (w - 1) + 1 for o, w, s, d in sizes]
+    return (*map(_fast, lengths[:-1]), 2 * _fast(-(-lengths[-1] // 2)))
+
+
+@lru_cache(maxsize=1024)
+def _fast(least: int) -> int:
+    """Return the smallest product of powers of 2, 3 and 5 that is at least `least`."""
+    best = 1 << max(least - 1, 0).bit_length()
+    five = 1
+    while five < best:
+        three = five
+        while three < best:
+            size = three << max(-(-least // three) - 1, 0).bit_length()
+            best = min(best, size)
+            three *= 3
+        five *= 5
+    return best
+
+
+def _size(window: Window) -> int:
+    """Count the numbers of one spectrum, a complex one as two."""
+    *others, last = _lengths(window)
+    return math.prod(others) * (last + 2)
+
+
+def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
+    """Elements that `forward` needs beyond its operands and its result."""
+    return 3 * G * N * (c + k) * _size(window)
+
+
+def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
+    """Elements that `grad_weight` needs beyond its operands and its result."""
+    return 3 * G * (N * (c + k) + c * k) * _size(window)
+
+
+def prepared(G: int, window: Window, c: int, k: int) -> int:
+    """Elements of the prepared weights, and of what it takes to prepare them."""
+    return 2 * G * c * k * _size(window)
