@@ -44,9 +44,9 @@ LINES = """
     geometry
     namespace
     dtypes layout padding workers
-    depthwise fft pointwise taps windows winograd
-    choice
+    depthwise fft pointwise scatter taps windows winograd
     plan
+    choice
     blocks
     expression
     call

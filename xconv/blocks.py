@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from . import padding, plan, workers
-from .choice import Algorithm
+from . import choice, padding, plan, scatter, workers
+from .choice import Task
 from .geometry import SPATIAL, Geometry, Ints, Phase, Window, along
-from .namespace import Array, Namespace, begin_block, cast, contiguous, dtype_name, dtype_of, itemsize
+from .namespace import Array, Namespace, begin_block, cast, contiguous, dtype_name, dtype_of
 from .plan import Limits, Range
 
 ALL = (slice(None),) * SPATIAL
@@ -26,21 +26,27 @@ Pair = tuple[Array, Array]
 class Setup(NamedTuple):
     """What the three contractions have in common during one call.
 
-    ``choose`` gives the algorithm for a geometry, ``compute`` is the dtype of products and sums,
     ``conjugate`` says which of the two operands is to be conjugated.
     """
 
-    xp: Namespace
-    choose: Callable[[Geometry], Algorithm]
-    compute: str
+    task: Task
     conjugate: tuple[bool, bool]
-    limits: Limits
     threads: int
 
     @property
-    def itemsize(self) -> int:
-        """Bytes of one element of a block."""
-        return itemsize(self.compute)
+    def xp(self) -> Namespace:
+        """The arrays' namespace."""
+        return self.task.xp
+
+    @property
+    def compute(self) -> str:
+        """The dtype of products and sums."""
+        return self.task.compute
+
+    @property
+    def limits(self) -> Limits:
+        """Bytes that the call may use."""
+        return self.task.limits
 
     def ready(self, a: Array, operand: int) -> Array:
         """Conjugate an operand where it asks for that."""
@@ -67,8 +73,8 @@ def forward(
         return
     geom, cells = geom.skipping()
     pairs = [(x[(*ALL, *cells)], w) for x, w in pairs]
-    xp, chosen = setup.xp, setup.choose(geom)
-    cut = plan.forward(geom, chosen, setup.itemsize * len(pairs), setup.limits)
+    xp = setup.xp
+    chosen, cut = choice.forward(setup.task, geom, len(pairs), mirrored)
     sums = list(plan.boxes([(geom.c, cut.c), *zip(geom.W, cut.w, strict=True)]))
 
     def weights(w: Array, g: Range, k: Range, part: Sequence[Range]) -> Array:
@@ -76,7 +82,7 @@ def forward(
         if mirrored:
             taps = [_from_end(t, n) for t, n in zip(taps, geom.W, strict=True)]
         some = w[(slice(*g), slice(*k), slice(*channels), *(slice(*t) for t in taps))]
-        some = setup.ready(contiguous(xp, some, setup.compute), 1)
+        some = setup.ready(some if some.dtype == compute else contiguous(xp, some, setup.compute), 1)
         return chosen.prepare(xp, some, window(geom, [(0, o) for o in cut.o], part[1:], mirrored))
 
     def work(task: tuple[Range, ...]) -> None:
@@ -112,8 +118,8 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
         return
     geom, cells = geom.skipping()
     x = x[(*ALL, *cells)]
-    xp, chosen = setup.xp, setup.choose(geom)
-    cut = plan.grad_weight(geom, chosen, setup.itemsize, setup.limits)
+    xp = setup.xp
+    chosen, cut = choice.grad_weight(setup.task, geom)
     rank, total = geom.rank, None
     last = (geom.N, *geom.O)
 
@@ -192,6 +198,10 @@ def _cells(
             return
         dx = dx[(*ALL, *_ranges(first, last, start))]
         start, stop = first, last
+    size = tuple(b - a for a, b in zip(start, stop, strict=True))
+    if pairs and (cut := choice.scattered(setup.task, geom, size, len(pairs))) is not None:
+        _scattered(setup, cut, pairs, dx, geom, start, stop, bias)
+        return
     axes = [geom.phases(a, start[a], stop[a]) for a in range(geom.rank)]
     reached = [sum(phase.cells for phase in phases) for phases in axes]
     if not geom.K or any(n < b - a for n, a, b in zip(reached, start, stop, strict=True)):
@@ -201,6 +211,43 @@ def _cells(
         there = dx[(*ALL, *cells)]
         phased = [(g, phase_weights(setup.xp, w, phases)) for g, w in pairs]
         forward(setup, phased, there, geom.backwards(phases), bias, mirrored=True)
+
+
+def _scattered(
+    setup: Setup,
+    cut: plan.Boxes,
+    pairs: Sequence[Pair],
+    dx: Array,
+    geom: Geometry,
+    start: Ints,
+    stop: Ints,
+    bias: Array | None,
+) -> None:
+    """Write the gradient of the padded coordinates ``[start, stop)`` to dx, products first."""
+    xp, compute = setup.xp, dtype_of(setup.xp, setup.compute)
+
+    def ready(a: Array, operand: int) -> Array:
+        a = a if a.dtype == compute else contiguous(xp, a, setup.compute)
+        return setup.ready(a, operand)
+
+    weights = [scatter.prepare(xp, ready(w, 1)) for _, w in pairs]
+
+    def work(task: tuple[Range, ...]) -> None:
+        begin_block(cut.block)
+        own, sample, *cells = task
+        box = tuple(tuple(a + i for a, i in zip(start, ends, strict=True)) for ends in zip(*cells, strict=True))
+        first, last = scatter.outputs(geom, *box)
+        there = (slice(*own), slice(None), slice(*sample), *map(slice, first, last))
+        terms = [
+            scatter.grad_input(xp, ready(g[there], 0), w[slice(*own)], geom, first, *box)
+            for (g, _), w in zip(pairs, weights, strict=True)
+        ]
+        inside = dx[(slice(*own), slice(None), slice(*sample), *(slice(*i) for i in cells))]
+        store(setup, inside, None if bias is None else bias[slice(*own)], padding.total(terms))
+
+    size = tuple(b - a for a, b in zip(start, stop, strict=True))
+    sizes = [(geom.G, cut.g), (geom.N, cut.n), *zip(size, cut.i, strict=True)]
+    workers.run(plan.boxes(sizes), work, workers=cut.workers(setup.limits, setup.threads))
 
 
 def _copied(
@@ -217,13 +264,14 @@ def _copied(
     contractions that they are made of.
     """
     xp, half = setup.xp, setup.limits.workspace // 2
-    setup = setup._replace(limits=setup.limits._replace(workspace=half))
+    limits = setup.limits._replace(workspace=half, block=min(half, setup.limits.block))
+    setup = setup._replace(task=setup.task._replace(limits=limits))
     widths = [max(s.stop - s.start, *(r.stop - r.start for r in s.runs)) for s in tile]
     samples, widest = geom.N, max(widths)
 
     def size() -> int:
         cells = math.prod(min(width, widest) for width in widths)
-        return 3 * setup.itemsize * samples * geom.C * cells
+        return 3 * setup.task.itemsize * samples * geom.C * cells
 
     while size() > half and (samples > 1 or widest > 1):
         samples, widest = (-(-samples // 2), widest) if samples > 1 else (1, -(-widest // 2))

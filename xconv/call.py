@@ -7,7 +7,6 @@ array goes from the user's layout to the form of `layout`, through `blocks` (Num
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -304,9 +303,10 @@ class Call:
     ) -> Array:
         """Run a contraction where the arrays are: on their device, on this call's threads."""
         xp = self.xp
-        choose = functools.partial(choice.algorithm, self.method, xp)
         conjugate_a, conjugate_b = (flag and compute in COMPLEX for flag in conjugate)
-        setup = Setup(xp, choose, compute, (conjugate_a, conjugate_b), self.limits, 1)
+        setup = Setup(
+            choice.Task(xp, self.method, compute, self.limits), (conjugate_a, conjugate_b), 1
+        )
         if not in_place(xp):
             return evaluate(setup)
         with current(like):

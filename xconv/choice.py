@@ -1,20 +1,28 @@
-"""Which algorithm a call uses: the registry of methods and the automatic choice.
+"""Which algorithm computes a contraction: the registry of methods and the automatic choice.
 
-An algorithm is a module with `forward`, `grad_weight` and `workspace`, on padded blocks in the
-form of `layout`. There is no `grad_input`: at each phase of the stride it is a `forward` with
-the weights reversed (see `Geometry.phases`). A new method is a new module and a line here.
+An algorithm is a module with the functions of `Algorithm`, on padded blocks in the form of
+`layout`. There is no `grad_input` among them: at each phase of the stride it is a `forward` with
+the weights mirrored (see `Geometry.phases`), or products first for all of them (`scatter`). A new
+method is a new module and a line here.
+
+"auto" takes the least estimated time among the methods whose plan fits the workspace. Estimates
+are the sums of `costs`, in nanoseconds on one core; they depend on shapes, dtype and the kind of
+library alone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Hashable
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
-from . import depthwise, fft, pointwise, taps, windows, winograd
+from . import depthwise, fft, plan, pointwise, taps, windows, winograd
 from .errors import Refusal, shown
-from .geometry import Geometry, Window
-from .namespace import Array, Namespace, in_place
+from .geometry import Geometry, Ints, Window
+from .namespace import COMPLEX, INTEGER, Array, Namespace, in_place, itemsize, on_gpu
+from .plan import Limits, Plan
 
 
 class Algorithm(Hashable, Protocol):
@@ -25,7 +33,8 @@ class Algorithm(Hashable, Protocol):
     def prepare(self, xp: Namespace, w: Array, window: Window) -> Any:
         """Return w (G, k, c, *W) in the form that `forward` takes: (G, k, ...)."""
 
-    def forward(
+    @lru_cache(maxsize=1024)
+def forward(
         self, xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None
     ) -> Array:
         """x (G, c, N, *L) padded, w prepared -> (G, k, N, *O), in `out` if that can be."""
@@ -49,6 +58,34 @@ METHODS: dict[str, Algorithm] = {
     "winograd": winograd,
     "fft": fft,
 }
+EXACT = (windows, taps, pointwise, depthwise)
+
+# Nanoseconds on one core of an AMD EPYC (Zen 4) with NumPy 2.4's OpenBLAS, float32, November 2026;
+# fitted to the suite of `xconv.bench`. What counts is their ratios.
+FLOP = 1 / 90  # of a large product
+ROW = 0.1  # a number of the columns, in a product with few rows
+COPY = 0.3  # a number copied in runs, as into columns
+ADD = 0.5  # a number added to where a tap belongs
+WEIGHT = 3.0  # a weight rearranged; that is done once, by one core
+TILE = 4.2  # a number of a Winograd tile, transformed forth and back
+POINT = 2.3  # a weight transformed for Winograd, per point
+WAVE = 0.7  # a number in a Fourier transform, per level
+MODE = 600.0  # a frequency, where spectra are matrices
+START = 100_000.0  # before winograd and fft pay at all
+
+
+class Task(NamedTuple):
+    """What the choice depends on: library, method, dtype of the sums, limits."""
+
+    xp: Namespace
+    method: str
+    compute: str
+    limits: Limits
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number."""
+        return itemsize(self.compute)
 
 
 def checked_method(method: object) -> str:
@@ -59,20 +96,147 @@ def checked_method(method: object) -> str:
     raise Refusal(f"method to be one of {('auto', *METHODS)}", shown(method), kind)
 
 
-def algorithm(method: str, xp: Namespace, geom: Geometry) -> Algorithm:
-    """Return the algorithm for one contraction of this geometry.
+def forward(
+    task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False
+) -> tuple[Algorithm, Plan]:
+    """Choose the algorithm and the blocks of a forward contraction (NumPy and CuPy)."""
+    return _best(task, geom, plan.forward, pairs, mirrored)
 
-    "auto" looks at shapes and the kind of library alone. One tap needs no windows, one input
-    channel per group needs no matrix product, fewer outputs than inputs need no copies of windows:
-    these run as `taps`, and so do libraries whose arrays are not written in place, as one
-    expression.
+
+@lru_cache(maxsize=1024)
+def grad_weight(task: Task, geom: Geometry) -> tuple[Algorithm, Plan]:
+    """Choose the algorithm and the blocks of a weight gradient (NumPy and CuPy)."""
+    return _best(task, geom, plan.grad_weight, 1, False)
+
+
+def _best(
+    task: Task, geom: Geometry, cut: Any, pairs: int, mirrored: bool
+) -> tuple[Algorithm, Plan]:
+    """Return the first algorithm whose plan fits, the cheapest first."""
+    refusal = None
+    for _, algorithm in candidates(task, geom, mirrored):
+        try:
+            return algorithm, cut(geom, algorithm, task.itemsize * pairs, task.limits)
+        except Refusal as error:
+            refusal = error
+    assert refusal is not None
+    raise refusal
+
+
+def candidates(task: Task, geom: Geometry, mirrored: bool) -> list[tuple[float, Algorithm]]:
+    """Return estimated times and algorithms, the cheapest first; of a method named, just that."""
+    if task.method in ("winograd", "fft"):
+        _check_applies(task, geom)
+        return [(0.0, METHODS[task.method])]
+    direct = _direct(task, geom)
+    found = [(costs(task, geom, direct, mirrored), direct)]
+    inexact = task.method == "auto" and task.compute not in INTEGER and not on_gpu(task.xp)
+    if inexact and math.prod(geom.W) > 1:
+        if _winograd_applies(geom) and task.compute not in COMPLEX:
+            found.append((costs(task, geom, winograd, mirrored), winograd))
+        found.append((costs(task, geom, fft, mirrored), fft))
+    return sorted(found, key=lambda entry: entry[0])
+
+
+def expression(task: Task, geom: Geometry) -> Algorithm:
+    """Choose the algorithm where arrays are not written in place: `taps`, if none is named."""
+    if task.method in ("winograd", "fft"):
+        _check_applies(task, geom)
+    return METHODS["taps" if task.method == "auto" else task.method]
+
+
+def _direct(task: Task, geom: Geometry) -> Algorithm:
+    """Return the exact algorithm for a geometry."""
+    if math.prod(geom.W) == 1:
+        return pointwise
+    if task.method == "taps":
+        return taps
+    if geom.c == geom.k == 1 and geom.G > 1 and max(geom.stride) == 1:
+        return depthwise
+    return windows
+
+
+def _winograd_applies(geom: Geometry) -> bool:
+    ones = (1,) * geom.rank
+    return geom.stride == geom.dilation == ones and max(geom.W) <= winograd.LARGEST
+
+
+def _check_applies(task: Task, geom: Geometry) -> None:
+    """Refuse what a method that is named cannot do."""
+    if task.compute in INTEGER:
+        raise Refusal(
+            f"floating or complex arrays for method {task.method!r}", task.compute, TypeError
+        )
+    if task.method == "winograd" and not _winograd_applies(geom):
+        raise Refusal(
+            f"strides and dilations of 1 and kernel sizes up to {winograd.LARGEST} for method "
+            "'winograd'",
+            f"stride {geom.stride}, dilation {geom.dilation}, kernel size {geom.W}",
+        )
+
+
+def costs(task: Task, geom: Geometry, algorithm: Algorithm, mirrored: bool) -> float:
+    """Estimate the time of a contraction, in nanoseconds on one core."""
+    wide = task.itemsize / 4
+    flop = FLOP * wide * (2 if task.compute in COMPLEX else 1)
+    points, outputs = math.prod(geom.W), geom.N * math.prod(geom.O)
+    sums, weights = geom.K * geom.c, geom.K * geom.c * points
+    if algorithm is winograd:
+        window = Window(geom.O, geom.W, geom.stride, geom.dilation)
+        inputs, own, tiles = winograd.sizes(window)
+        tiles *= geom.N
+        products = 2 * flop * inputs * sums * tiles
+        transforms = TILE * wide * (inputs * geom.C + own * geom.K) * tiles
+        return START + products + transforms + 2 * POINT * wide * inputs * sums
+    if algorithm is fft:
+        cells = math.prod(
+            fft.fast(s * (o - 1) + d * (w - 1) + 1)
+            for o, w, s, d in zip(geom.O, geom.W, geom.stride, geom.dilation, strict=True)
+        )
+        waves = WAVE * wide * cells * math.log2(cells + 1)
+        data = geom.N * (geom.C + geom.K) + sums
+        modes = 2 * cells * sums * geom.N if geom.c == 1 else cells * geom.G * MODE
+        return START + waves * data + wide * modes + 4 * flop * cells * sums * geom.N
+    products = 2 * flop * outputs * weights
+    if algorithm is pointwise:
+        return products
+    columns = outputs * geom.C * points
+    slow = ROW * wide * columns if geom.k < 8 else 0.0
+    return products + slow + COPY * wide * columns + mirrored * WEIGHT * wide * weights
+
+
+@lru_cache(maxsize=1024)
+def scattered(task: Task, geom: Geometry, size: Ints, pairs: int = 1) -> plan.Boxes | None:
+    """Return the blocks of an input gradient with its products first, or None: phase by phase.
+
+    ``size`` is that of the box of cells; their gradient is a convolution at each phase.
     """
+    if task.method not in ("auto", "windows") or not in_place(task.xp) or not geom.K:
+        return None
     points = math.prod(geom.W)
-    if in_place(xp):
-        if points == 1 and method in ("auto", "windows", "taps"):
-            return pointwise
-        if geom.c == geom.k == 1 and geom.G > 1 and max(geom.stride) == 1 and method == "auto":
-            return depthwise
-    if method == "auto":
-        method = "windows" if in_place(xp) else "taps"
-    return METHODS[method]
+    if points == 1:
+        return None
+    cut = plan.grad_input(geom, size, task.itemsize * pairs, task.limits)
+    if cut is None or task.method == "windows":
+        return cut
+    wide, outputs = task.itemsize / 4, geom.N * math.prod(geom.O)
+    flop = FLOP * wide * (2 if task.compute in COMPLEX else 1)
+    reach = [d * (w - 1) // s for d, w, s in zip(geom.dilation, geom.W, geom.stride, strict=True)]
+    edges = math.prod(
+        1 + more * s / i for more, s, i, n in zip(reach, geom.stride, cut.i, size, strict=True) if i < n
+    )
+    columns = outputs * geom.C * points
+    first = edges * (2 * flop * outputs * geom.K * geom.c * points + ADD * wide * columns)
+    first += ROW * wide * columns if geom.k < 8 else 0.0
+    return cut if first < _phased(task, geom, size) else None
+
+
+def _phased(task: Task, geom: Geometry, size: Ints) -> float:
+    """Estimate an input gradient as a convolution at each phase of the stride."""
+    phases = math.prod(geom.stride)
+    cells = tuple(-(-n // s) for n, s in zip(size, geom.stride, strict=True))
+    W = tuple(-(-w // s) for w, s in zip(geom.W, geom.stride, strict=True))
+    one = dataclasses.replace(
+        geom, C=geom.K, K=geom.C, I=geom.O, W=W, O=cells, stride=(1,) * geom.rank
+    )
+    return phases * candidates(task, one, mirrored=True)[0][0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from . import padding
+from . import choice, padding
 from .blocks import Pair, Setup, phase_weights
 from .geometry import SPATIAL, Geometry, Phase, Window, along
 from .namespace import Array, Namespace, cast, device
@@ -26,7 +26,7 @@ def forward(
 def _forward(setup: Setup, x: Array, w: Array, geom: Geometry, mirrored: bool = False) -> Array:
     block, shape = _padded_input(setup, x, geom)
     shape = shape._replace(mirrored=mirrored)
-    chosen = setup.choose(geom)
+    chosen = choice.expression(setup.task, geom)
     weights = chosen.prepare(setup.xp, _ready(setup, w, 1), shape)
     return chosen.forward(setup.xp, block, weights, shape)
 
@@ -42,7 +42,7 @@ def _padded_input(setup: Setup, x: Array, geom: Geometry) -> tuple[Array, Window
 def grad_weight(setup: Setup, x: Array, g: Array, geom: Geometry) -> Array:
     """dT/dw: return the gradient of the weights."""
     block, shape = _padded_input(setup, x, geom)
-    return setup.choose(geom).grad_weight(setup.xp, block, _ready(setup, g, 1), shape)
+    return choice.expression(setup.task, geom).grad_weight(setup.xp, block, _ready(setup, g, 1), shape)
 
 
 def grad_input(

@@ -85,11 +85,11 @@ def _lengths(window: Window) -> Ints:
     """Return the lengths of the transforms of a block."""
     sizes = zip(window.O, window.W, window.stride, window.dilation, strict=True)
     lengths = [s * (o - 1) + d * (w - 1) + 1 for o, w, s, d in sizes]
-    return (*map(_fast, lengths[:-1]), 2 * _fast(-(-lengths[-1] // 2)))
+    return (*map(fast, lengths[:-1]), 2 * fast(-(-lengths[-1] // 2)))
 
 
 @lru_cache(maxsize=1024)
-def _fast(least: int) -> int:
+def fast(least: int) -> int:
     """Return the smallest product of powers of 2, 3 and 5 that is at least `least`."""
     best = 1 << max(least - 1, 0).bit_length()
     five = 1

@@ -10,11 +10,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from .choice import Algorithm
 from .errors import Refusal
 from .geometry import Geometry, Ints, Window, halved, slab
+
+if TYPE_CHECKING:
+    from .choice import Algorithm
 
 MIB = 2**20
 Range = tuple[int, int]
@@ -167,6 +169,48 @@ def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits)
     return Plan(held[0], held[1], g, k, n, tuple(o), held[2], w, held[3:], shared, size)
 
 
+class Boxes(NamedTuple):
+    """Sizes of the blocks of an input gradient, products first: groups, samples, cells; bytes."""
+
+    g: int
+    n: int
+    i: Ints
+    shared: int
+    block: int
+
+    def workers(self, limits: Limits, available: int) -> int:
+        """How many blocks can be in the works at once."""
+        return max(1, min(available, (limits.workspace - self.shared) // max(self.block, 1)))
+
+
+@lru_cache(maxsize=1024)
+def grad_input(geom: Geometry, size: Ints, itemsize: int, limits: Limits) -> Boxes | None:
+    """Cut a box of cells of an input gradient into blocks, products first; None: none would fit."""
+    single = (1,) * geom.rank
+    taps = math.prod(geom.W)
+    reach = tuple(d * (w - 1) for d, w in zip(geom.dilation, geom.W, strict=True))
+
+    def numbers(shape: Ints) -> int:
+        g, n, *i = shape
+        sizes = zip(i, reach, geom.stride, geom.O, strict=True)
+        positions = math.prod(min((cells + more - 1) // s + 2, o) for cells, more, s, o in sizes)
+        return g * n * ((geom.c * taps + 2 * geom.k) * positions + 2 * geom.c * math.prod(i))
+
+    shared = itemsize * geom.K * geom.c * taps
+    wanted = min(limits.block, max(limits.workspace - shared, 0))
+    order = tuple(range(1, 2 + geom.rank))
+    shapes = halved((geom.G, geom.N, *size), (*order[:1], 0, *order[1:]))
+    g, n, *i = _first(shapes, lambda shape: itemsize * numbers(shape) <= wanted)
+    work = 2 * geom.N * geom.K * math.prod(geom.O) * geom.c * taps
+    work += MOVED * numbers((geom.G, geom.N, *size))
+    least = (-(-POSITIONS // math.prod(i)), max(reach[0] * 4, -(-POSITIONS // math.prod(i[1:]))))
+    n, *i, g = _fed((geom.N, *size, geom.G), (n, *i, g), work, (*least, *i[1:], 1))
+    block = itemsize * numbers((g, n, *i))
+    if shared + block > limits.workspace:
+        return None
+    return Boxes(g, n, tuple(i), shared, block)
+
+
 @lru_cache(maxsize=1024)
 def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits) -> Plan:
     """Cut a weight gradient: parts of the weights, each a sum over blocks of positions."""
@@ -182,20 +226,28 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
     def block(held: Ints, shape: Ints) -> int:
         return itemsize * numbers(held, shape)
 
+    def fixed(held: Ints) -> int:
+        """Bytes of a part of the weights, and of what is computed per part and not per position."""
+        g, k, c, *w = held
+        window = Window(single, tuple(w), geom.stride, geom.dilation)
+        return itemsize * (math.prod(held) + algorithm.weight_workspace(g, 0, window, c, k))
+
     def fits(held: Ints) -> bool:
-        shared = itemsize * math.prod(held)
+        shared = fixed(held)
         least = block((*held[:3], *(single if algorithm.CUTS else held[3:])), (1, *single))
         return 6 * shared <= limits.workspace and shared + least <= limits.workspace
 
     def shape_for(held: Ints) -> Ints:
         shared = itemsize * math.prod(held)
-        wanted = min(max(limits.block, 3 * shared), limits.workspace - shared)
+        wanted = min(max(limits.block, 3 * fixed(held)), limits.workspace - shared)
         shapes = halved((geom.N, *geom.O), tuple(range(1 + geom.rank)))
         return _first(shapes, lambda shape: block(held, shape) <= wanted)
 
     whole = (geom.G, geom.k, geom.c, *geom.W)
     cuts = (0, 2, 1, *range(3, 3 + geom.rank)) if algorithm.CUTS else (0, 2, 1)
     held = _first(halved(whole, cuts), fits)
+    while held[0] > 1 and block(held, (1, *geom.O)) > limits.block:
+        held = (-(-held[0] // 2), *held[1:])  # groups are independent: cut them, not the sums
     n, *o = shape_for(held)
     gaps = slab(geom, tuple(o), held[3:]) > math.prod(held[3:]) * slab(geom, tuple(o), single)
     if algorithm.CUTS and (gaps or block(held, (n, *o)) > limits.workspace - itemsize * math.prod(held)):

@@ -190,24 +190,25 @@ def _inverse(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
 
 def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that `forward` needs beyond its operands and its result."""
-    points, m = _sizes(window)
-    tiles = G * N * math.prod(_tiles(window))
+    points, m, tiles = sizes(window)
+    tiles *= G * N
     return tiles * (3 * points * c + (points + 2 * m) * k)
 
 
 def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that `grad_weight` needs beyond its operands and its result."""
-    points, m = _sizes(window)
-    tiles = G * N * math.prod(_tiles(window))
+    points, m, tiles = sizes(window)
+    tiles *= G * N
     return tiles * (3 * points * c + (points + 2 * m) * k) + G * (points + m) * c * k
 
 
 def prepared(G: int, window: Window, c: int, k: int) -> int:
     """Elements of the prepared weights."""
-    return G * _sizes(window)[0] * c * k
+    return G * sizes(window)[0] * c * k
 
 
-def _sizes(window: Window) -> tuple[int, int]:
-    """Return the points and the outputs of a tile."""
+def sizes(window: Window) -> tuple[int, int, int]:
+    """Return the points of a tile, its outputs, and how many tiles a sample has."""
     m = _tile(window.W)
-    return math.prod(a + w - 1 for a, w in zip(m, window.W, strict=True)), math.prod(m)
+    points = math.prod(a + w - 1 for a, w in zip(m, window.W, strict=True))
+    return points, math.prod(m), math.prod(_tiles(window))

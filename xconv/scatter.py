@@ -1,0 +1,61 @@
+"""The input gradient with its products first: what `windows` does, transposed (col2im).
+
+One product of the weights, as they lie in memory, with the output's gradient gives what every tap
+adds to the cells that it read. That is shorter than a convolution of the gradient where kernels
+reach far beyond it, where the input has few channels, and where outputs are so few that to
+rearrange the weights would take longer than to use them. Exact on small integers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+from .geometry import SPATIAL, Geometry, Ints
+from .namespace import Array, Namespace, matmul, scratch
+
+ALL = (slice(None),) * SPATIAL
+
+
+def prepare(xp: Namespace, w: Array) -> Array:
+    """Return w (G, k, c, *W) as the matrices (G, c*W, k)."""
+    return xp.matrix_transpose(xp.reshape(w, (*w.shape[:2], math.prod(w.shape[2:]))))
+
+
+def outputs(geom: Geometry, start: Ints, stop: Ints) -> tuple[Ints, Ints]:
+    """Return the outputs, as (first, one past the last), that read padded cells in a box."""
+    first, last = [], []
+    for a in range(geom.rank):
+        s, low, reach = geom.stride[a], geom.padding[a][0], geom.dilation[a] * (geom.W[a] - 1)
+        first.append(min(max(-((reach - low - start[a]) // s), 0), geom.O[a]))
+        last.append(max(min((stop[a] - 1 + low) // s + 1, geom.O[a]), first[-1]))
+    return tuple(first), tuple(last)
+
+
+def grad_input(
+    xp: Namespace, g: Array, w: Array, geom: Geometry, first: Ints, start: Ints, stop: Ints
+) -> Array:
+    """dT/dx: g (G, k, N, *P), the outputs from `first` on, w prepared -> (G, c, N, *stop - start).
+
+    The result is the gradient of a box of padded coordinates, in `scratch`.
+    """
+    G, k, N, *P = g.shape
+    c = w.shape[1] // math.prod(geom.W)
+    # (G, c*W, k) @ (G, k, N*P) -> (G, c*W, N*P)
+    terms = matmul(xp, w, xp.reshape(g, (G, k, N * math.prod(P))))
+    terms = xp.reshape(terms, (G, c, math.prod(geom.W), N, *P))
+    dx = scratch(xp, (G, c, N, *(b - a for a, b in zip(start, stop, strict=True))), g.dtype)
+    dx[...] = 0
+    for tap, place in enumerate(itertools.product(*map(range, geom.W))):
+        there, here = [], []
+        for a, t in enumerate(place):
+            s = geom.stride[a]
+            # output `first + o` reads the cell `cell + s*o` of the box
+            cell = s * first[a] + geom.dilation[a] * t - geom.padding[a][0] - start[a]
+            begin = max(-(cell // s), 0)
+            end = min((stop[a] - start[a] - 1 - cell) // s + 1, P[a])
+            here.append(slice(begin, max(end, begin)))
+            there.append(slice(cell + s * begin, max(cell + s * (end - 1) + 1, 0), s))
+        if all(part.stop > part.start for part in here):
+            dx[(*ALL, *there)] += terms[:, :, tap, ...][(*ALL, *here)]
+    return dx
