@@ -18,11 +18,34 @@ import xconv
 
 class Method(NamedTuple):
     name: str
-    error: float = 0.0  # as a part of the largest magnitude in the result; 0: exact
+    exact: bool = True  # on small integers; otherwise see ERRORS
     takes: Callable[[Case, str], bool] = lambda case, dtype: True
 
 
-METHODS = (Method("windows"), Method("taps"), Method("auto"))
+def floating(case: Case, dtype: str) -> bool:
+    return "int" not in dtype
+
+
+def small_and_dense(case: Case, dtype: str) -> bool:
+    ones = (1, (1,) * case.rank)
+    return (
+        floating(case, dtype)
+        and case.stride in ones
+        and case.dilation in ones
+        and max(case.w[2:]) <= 5
+    )
+
+
+METHODS = (
+    Method("windows"),
+    Method("taps"),
+    Method("winograd", False, small_and_dense),
+    Method("fft", False, floating),
+    Method("auto"),
+)
+# what a method that is not exact may be wrong by, as a part of the largest magnitude in the result
+ERRORS = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 2e-5, "complex64": 2e-5}
+WIDE_ERROR = 1e-13
 
 
 class Expected(NamedTuple):
@@ -103,7 +126,8 @@ class Trial:
         want = to_layout(case, role, backend.rounded(exact, self.dtype))
         assert tuple(result.shape) == want.shape, f"{here}: {result.shape} for {want.shape}"
         got = backend.to_numpy(result)
-        bound = self.method.error * np.max(np.abs(want), initial=0.0) if self.method.error else 0.0
+        largest = np.max(np.abs(want), initial=1.0)
+        bound = 0.0 if self.method.exact else ERRORS.get(self.dtype, WIDE_ERROR) * largest
         wrong = np.abs(got - want) > bound if bound else got != want
         if wrong.any():
             at = tuple(np.argwhere(from_layout(case, role, wrong))[0].tolist())

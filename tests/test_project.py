@@ -16,6 +16,7 @@ import xconv
 ROOT = Path(__file__).parent.parent
 PUBLIC = {
     "ConvGrads",
+    "Explanation",
     "conv",
     "conv1d",
     "conv2d",
@@ -32,6 +33,7 @@ PUBLIC = {
     "conv_transpose_backward",
     "conv_transpose_double_backward",
     "conv_transpose_output_size",
+    "explain",
     "fold",
     "nn",
     "testing",
@@ -50,7 +52,7 @@ LINES = """
     blocks
     expression
     call
-    convolution gradients folding sizes
+    convolution explanation gradients folding sizes
     nn testing
 """
 OUTSIDE = {  # who may import what, of what does not come with Python

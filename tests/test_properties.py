@@ -19,7 +19,7 @@ import xconv
 
 NAMES = ("valid", "same", "same_lower", "full", "causal")
 MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
-EXACT = [method for method in METHODS if not method.error]
+EXACT = [method for method in METHODS if method.exact]
 
 
 def fits(case: Case) -> bool:

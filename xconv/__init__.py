@@ -15,6 +15,7 @@ from .convolution import (
     conv_transpose2d,
     conv_transpose3d,
 )
+from .explanation import Explanation, explain
 from .folding import fold, unfold
 from .gradients import (
     ConvGrads,
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ConvGrads",
+    "Explanation",
     "conv",
     "conv1d",
     "conv2d",
@@ -47,6 +49,7 @@ __all__ = [
     "conv_transpose_backward",
     "conv_transpose_double_backward",
     "conv_transpose_output_size",
+    "explain",
     "fold",
     "nn",
     "testing",

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from . import choice, padding, plan, scatter, workers
 from .choice import Task
 from .geometry import SPATIAL, Geometry, Ints, Phase, Window, along
-from .namespace import Array, Namespace, begin_block, cast, contiguous, dtype_name, dtype_of
+from .namespace import Array, Namespace, begin_block, cast, contiguous, dtype_name, dtype_of, finite
 from .plan import Limits, Range
 
 ALL = (slice(None),) * SPATIAL
@@ -32,6 +32,10 @@ class Setup(NamedTuple):
     task: Task
     conjugate: tuple[bool, bool]
     threads: int
+
+    def exact(self) -> Setup:
+        """Return the same with a method that no number spreads in beyond what reads it."""
+        return self._replace(task=self.task._replace(method="windows"))
 
     @property
     def xp(self) -> Namespace:
@@ -99,14 +103,25 @@ def forward(
                 slides = window(geom, outputs, part[1:], mirrored)
                 term = chosen.forward(xp, block, kernel, slides, direct)
                 total = term if total is None else total + term
+        if checked and not finite(total):
+            spoiled.append(task)
         store(setup, there, None if bias is None else bias[slice(*own), slice(*k)], total)
 
     compute = dtype_of(xp, setup.compute)
+    checked, spoiled = setup.task.method == "auto" and chosen not in choice.EXACT, []
     for g, K in plan.boxes([(geom.G, cut.shared_g), (geom.k, cut.shared_k)]):
         held = [weights(w, g, K, sums[0]) if len(sums) == 1 else None for _, w in pairs]
         sizes = [(geom.N, cut.n), *zip(geom.O, cut.o, strict=True)]
         tasks = plan.boxes(sizes, plan.parts(*g, cut.g), plan.parts(*K, cut.k))
         workers.run(tasks, work, workers=cut.workers(setup.limits, setup.threads))
+    held = []
+    for own, k, sample, *outputs in spoiled:  # a NaN is to reach only what reads it
+        start, stop = zip(*outputs, strict=True)
+        part = geom.part(own[1] - own[0], k[1] - k[0], sample[1] - sample[0], start, stop)
+        there = y[(slice(*own), slice(*k), slice(*sample), *(slice(*o) for o in outputs))]
+        operands = [(x[slice(*own), :, slice(*sample)], w[slice(*own), slice(*k)]) for x, w in pairs]
+        some = None if bias is None else bias[slice(*own), slice(*k)]
+        forward(setup.exact(), operands, there, part, some, mirrored)
 
 
 def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> None:
@@ -143,14 +158,18 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
         else:
             total += term
         if tuple(stop for _, stop in box) == last:
+            spoiled[0] = spoiled[0] or (checked and not finite(total))
             there = (slice(*own), slice(*k), slice(*c), *(slice(*t) for t in taps))
             store(setup, dw[there], None, total)
 
     compute = dtype_of(xp, setup.compute)
+    checked, spoiled = setup.task.method == "auto" and chosen not in choice.EXACT, [False]
     weights = [(geom.G, cut.g), (geom.k, cut.shared_k), (geom.c, cut.c)]
     sizes = [*weights, *zip(geom.W, cut.w, strict=True), (geom.N, cut.n)]
     tasks = plan.boxes([*sizes, *zip(geom.O, cut.o, strict=True)])
     workers.run(tasks, work, finish, workers=cut.workers(setup.limits, setup.threads))
+    if spoiled[0]:
+        grad_weight(setup.exact(), x, g, dw, geom)
 
 
 def grad_input(

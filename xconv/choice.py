@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from . import depthwise, fft, plan, pointwise, taps, windows, winograd
 from .errors import Refusal, shown
 from .geometry import Geometry, Ints, Window
-from .namespace import COMPLEX, INTEGER, Array, Namespace, in_place, itemsize, on_gpu
+from .namespace import COMPLEX, INTEGER, Array, Namespace, chunked, in_place, itemsize, on_gpu
 from .plan import Limits, Plan
 
 
@@ -33,8 +33,7 @@ class Algorithm(Hashable, Protocol):
     def prepare(self, xp: Namespace, w: Array, window: Window) -> Any:
         """Return w (G, k, c, *W) in the form that `forward` takes: (G, k, ...)."""
 
-    @lru_cache(maxsize=1024)
-def forward(
+    def forward(
         self, xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None
     ) -> Array:
         """x (G, c, N, *L) padded, w prepared -> (G, k, N, *O), in `out` if that can be."""
@@ -66,6 +65,7 @@ FLOP = 1 / 90  # of a large product
 ROW = 0.1  # a number of the columns, in a product with few rows
 COPY = 0.3  # a number copied in runs, as into columns
 ADD = 0.5  # a number added to where a tap belongs
+LONE = 3  # times as much where groups of one channel share no product
 WEIGHT = 3.0  # a weight rearranged; that is done once, by one core
 TILE = 4.2  # a number of a Winograd tile, transformed forth and back
 POINT = 2.3  # a weight transformed for Winograd, per point
@@ -96,6 +96,7 @@ def checked_method(method: object) -> str:
     raise Refusal(f"method to be one of {('auto', *METHODS)}", shown(method), kind)
 
 
+@lru_cache(maxsize=1024)
 def forward(
     task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False
 ) -> tuple[Algorithm, Plan]:
@@ -142,6 +143,9 @@ def expression(task: Task, geom: Geometry) -> Algorithm:
     """Choose the algorithm where arrays are not written in place: `taps`, if none is named."""
     if task.method in ("winograd", "fft"):
         _check_applies(task, geom)
+        if task.method == "fft" and chunked(task.xp):
+            rule = "arrays of one piece for method 'fft'; Dask's are chunked"
+            raise Refusal(rule, "Dask arrays", TypeError)
     return METHODS["taps" if task.method == "auto" else task.method]
 
 
@@ -226,7 +230,8 @@ def scattered(task: Task, geom: Geometry, size: Ints, pairs: int = 1) -> plan.Bo
         1 + more * s / i for more, s, i, n in zip(reach, geom.stride, cut.i, size, strict=True) if i < n
     )
     columns = outputs * geom.C * points
-    first = edges * (2 * flop * outputs * geom.K * geom.c * points + ADD * wide * columns)
+    add = ADD * (LONE if geom.c == 1 and geom.G > 1 else 1)
+    first = edges * (2 * flop * outputs * geom.K * geom.c * points + add * wide * columns)
     first += ROW * wide * columns if geom.k < 8 else 0.0
     return cut if first < _phased(task, geom, size) else None
 

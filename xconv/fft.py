@@ -23,7 +23,7 @@ def prepare(xp: Namespace, w: Array, window: Window) -> Array:
     """Return the conjugate spectra of w (G, k, c, *W): (G, k, c, *F), for blocks of this size."""
     if window.mirrored:
         w = xp.flip(w, axis=tuple(range(SPATIAL, w.ndim)))
-    return xp.conj(_spectra(xp, spread(xp, w, window.dilation), _lengths(window)))
+    return _mirrored(xp, spread(xp, w, window.dilation), _lengths(window))
 
 
 def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
@@ -46,7 +46,7 @@ def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
     real = dtype_name(x.dtype) not in COMPLEX
     lengths = _lengths(window)
     spectra = _spectra(xp, x, lengths)
-    others = xp.conj(_spectra(xp, spread(xp, g, window.stride), lengths))
+    others = _mirrored(xp, spread(xp, g, window.stride), lengths)
     if x.shape[1] == 1:
         product = xp.sum(others * spectra, axis=2, keepdims=True)
     else:
@@ -62,6 +62,12 @@ def _spectra(xp: Namespace, a: Array, lengths: Ints) -> Array:
     axes = tuple(range(SPATIAL, a.ndim))
     transform = xp.fft.fftn if dtype_name(a.dtype) in COMPLEX else xp.fft.rfftn
     return transform(a, s=lengths, axes=axes)
+
+
+def _mirrored(xp: Namespace, a: Array, lengths: Ints) -> Array:
+    """Return the spectra of an array turned around, which make a correlation of a convolution."""
+    complex_ = dtype_name(a.dtype) in COMPLEX
+    return xp.conj(_spectra(xp, xp.conj(a) if complex_ else a, lengths))
 
 
 def _inverse(xp: Namespace, a: Array, lengths: Ints, real: bool) -> Array:

@@ -169,6 +169,19 @@ class Geometry:
                 phases.append(Phase(q - start, cells, first, step, taps, -shift, dilation))
         return phases
 
+    def part(self, G: int, k: int, N: int, start: Ints, stop: Ints) -> Geometry:
+        """Return the convolution of some groups and samples to a box of the outputs alone."""
+        sizes = zip(self.stride, self.padding, start, strict=True)
+        return dataclasses.replace(
+            self,
+            N=N,
+            C=G * self.c,
+            K=G * k,
+            G=G,
+            O=tuple(b - a for a, b in zip(start, stop, strict=True)),
+            padding=tuple((low - s * first, high) for s, (low, high), first in sizes),
+        )
+
     def with_samples(self, N: int) -> Geometry:
         """Return the same convolution of `N` samples."""
         return self if N == self.N else dataclasses.replace(self, N=N)

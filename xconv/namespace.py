@@ -113,6 +113,11 @@ def on_gpu(xp: Namespace) -> bool:
     return array_api_compat.is_cupy_namespace(xp)
 
 
+def chunked(xp: Namespace) -> bool:
+    """Whether the namespace is Dask's."""
+    return array_api_compat.is_dask_namespace(xp)
+
+
 def widens_integers(xp: Namespace) -> bool:
     """Whether small integers are multiplied exactly as float64.
 
@@ -354,6 +359,11 @@ def spread(xp: Namespace, a: Array, steps: tuple[int, ...]) -> Array:
             wide = xp.concat([xp.expand_dims(a, axis=axis + 1), zeros], axis=axis + 1)
             a = xp.reshape(wide, (*a.shape[:axis], a.shape[axis] * s, *a.shape[axis + 1 :]))
     return a[(slice(None),) * SPATIAL + tuple(map(slice, sizes))]
+
+
+def finite(a: Array) -> bool:
+    """Whether a NumPy array holds no NaN and no infinity; a sum that overflows counts as one."""
+    return bool(np.isfinite(a.sum()))
 
 
 def random_uniform(shape: tuple[int, ...], bound: float, rng: Any, like: Array | None) -> Array:

@@ -29,8 +29,8 @@ SHORTEST_SUM = 2**16
 # still at least so much of it: NumPy's calls must be long, as threads wait for each other between
 # them. Products shorter than POSITIONS or CHANNELS would be slow.
 TASKS = 4
-GRAIN = 10_000_000  # operations; a number moved counts as
-MOVED = 50
+GRAIN = 40_000_000  # operations; a number moved counts as
+MOVED = 10
 POSITIONS = 256
 CHANNELS = 64
 
@@ -69,6 +69,8 @@ class Plan(NamedTuple):
 
 def parts(start: int, stop: int, size: int) -> list[Range]:
     """Cut ``[start, stop)`` into ranges of at most `size`."""
+    if start < stop <= start + size:
+        return [(start, stop)]
     return [(a, min(a + size, stop)) for a in range(start, stop, size)]
 
 

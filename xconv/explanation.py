@@ -1,0 +1,233 @@
+"""What a call would do: `explain`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from . import choice
+from . import padding as pads
+from .call import Call, Settings, forward_call
+from .choice import Algorithm, Task
+from .errors import Refusal, public, shown
+from .geometry import Geometry, Ints
+from .namespace import Array, accept, in_place
+from .plan import MIB, Plan
+
+CONTRACTIONS = ("forward", "grad_input", "grad_weight")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One part of a call's work: a method, and the blocks that it is done in.
+
+    Attributes
+    ----------
+    method : str
+        The algorithm: a public method, or what it comes to for this geometry.
+    blocks : int
+        How many blocks there are; 1 where an expression computes everything at once.
+    block_bytes, weight_bytes : int
+        Memory of one block and of the prepared weights.
+    estimates : dict
+        Estimated seconds on one core of each method that "auto" compared.
+    """
+
+    method: str
+    blocks: int
+    block_bytes: int
+    weight_bytes: int
+    estimates: dict[str, float]
+
+    def __str__(self) -> str:
+        text = f"{self.method}: {self.blocks} block{'s' * (self.blocks > 1)}"
+        if self.block_bytes:
+            text += f" of {self.block_bytes / MIB:.2f} MiB, weights {self.weight_bytes / MIB:.2f} MiB"
+        if self.estimates:
+            times = (f"{name} {seconds * 1e3:.3g} ms" for name, seconds in self.estimates.items())
+            text += f"; estimated on one core: {', '.join(times)}"
+        return text
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a call would do; its text is for people.
+
+    Attributes
+    ----------
+    contraction : str
+        "forward", "grad_input" or "grad_weight".
+    x, w, y : tuple of int
+        Shapes of the three arrays.
+    compute, result : str
+        Dtypes of the sums and of the result.
+    operations : int
+        Multiplications and additions, done directly.
+    steps : tuple of Step
+        One for each separate part of the work: each phase of a stride in an input gradient.
+    """
+
+    contraction: str
+    x: Ints
+    w: Ints
+    y: Ints
+    compute: str
+    result: str
+    operations: int
+    steps: tuple[Step, ...]
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.contraction}: x {self.x}, w {self.w}, y {self.y}; {self.operations:.3g} "
+            f"operations, summed in {self.compute}, result {self.result}"
+        )
+        return "\n".join([head, *(f"  {step}" for step in self.steps)])
+
+
+@public
+def explain(
+    x: Array,
+    w: Array,
+    /,
+    *,
+    contraction: str = "forward",
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    layout: Any = "channels_first",
+    dtype: Any = None,
+    method: str = "auto",
+    max_workspace: int | None = None,
+) -> Explanation:
+    """Say what a call would do, without doing it.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, *I)
+        Samples, or one sample without N; only its shape, dtype and library are looked at.
+    w : array, shape (K, C / groups, *W)
+        Kernels, likewise.
+    contraction : {"forward", "grad_input", "grad_weight"}
+        Which of the three: the one of `conv`, of `conv_grad_input` (and `conv_transpose`) or of
+        `conv_grad_weight`.
+    stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace : optional
+        As in `conv`.
+
+    Returns
+    -------
+    Explanation
+        Method, blocks and memory of each step, and the estimates that "auto" compared. Print it.
+
+    Raises
+    ------
+    ValueError
+        If shapes and options do not fit, or a method named does not apply.
+    TypeError
+        If arrays are not plain, dense arrays of one library and device, or dtypes do not promote.
+
+    See Also
+    --------
+    conv : The call that is explained.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xconv import explain
+    >>> x, w = np.ones((1, 1, 100_000), np.float32), np.ones((1, 1, 1024), np.float32)
+    >>> explain(x, w).steps[0].method
+    'fft'
+    >>> print(explain(x[..., :8], w[..., :3], method="windows"))
+    forward: x (1, 1, 8), w (1, 1, 3), y (1, 1, 6); 36 operations, summed in float32, result float32
+      windows: 1 block of 0.00 MiB, weights 0.00 MiB
+    """
+    if not isinstance(contraction, str) or contraction not in CONTRACTIONS:
+        kind = ValueError if isinstance(contraction, str) else TypeError
+        raise Refusal(f"contraction to be one of {CONTRACTIONS}", shown(contraction), kind)
+    xp, (x, w) = accept(x=x, w=w)
+    settings = Settings(
+        stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
+    )
+    call = forward_call(xp, x, w, settings)
+    terms = {
+        "forward": call.forward_terms,
+        "grad_input": call.input_terms,
+        "grad_weight": call.weight_terms,
+    }
+    types = call.types(x, w, terms[contraction]())
+    task = Task(xp, call.method, types.compute, call.limits)
+    geom = call.geom
+    return Explanation(
+        contraction,
+        call.x_shape,
+        call.w_shape,
+        call.y_shape,
+        types.compute,
+        types.result,
+        2 * geom.N * geom.K * math.prod(geom.O) * geom.c * math.prod(geom.W),
+        tuple(_steps(task, call, contraction)),
+    )
+
+
+def _steps(task: Task, call: Call, contraction: str) -> Iterator[Step]:
+    """Yield the parts of a contraction's work."""
+    geom = call.geom
+    if 0 in (geom.N, geom.C, geom.K, *geom.I):
+        return
+    if not in_place(task.xp):
+        yield Step(_name(choice.expression(task, geom)), 1, 0, 0, {})
+    elif contraction == "forward":
+        geom, _ = geom.skipping()
+        yield _planned(task, geom, *choice.forward(task, geom))
+    elif contraction == "grad_weight":
+        geom, _ = geom.skipping()
+        step = _planned(task, geom, *choice.grad_weight(task, geom))
+        _, cut = choice.grad_weight(task, geom)
+        parts = zip((geom.c, *geom.W), (cut.c, *cut.w), strict=True)
+        yield replace(step, blocks=step.blocks * math.prod(-(-n // part) for n, part in parts))
+    else:
+        yield from _input_steps(task, geom)
+
+
+def _input_steps(task: Task, geom: Geometry) -> Iterator[Step]:
+    """Yield the parts of an input gradient, for the cells that padding did not copy."""
+    strips = [
+        max(pads.strips(size, geom.padding_mode, *pair), key=lambda strip: strip.stop - strip.start)
+        for size, pair in zip(geom.I, geom.padding, strict=True)
+    ]
+    ranges = [
+        (max(strip.start, geom.read_range(a)[0]), min(strip.stop, geom.read_range(a)[1]))
+        for a, strip in enumerate(strips)
+    ]
+    size = tuple(b - a for a, b in ranges)
+    if min(size) < 1:
+        return
+    boxes = choice.scattered(task, geom, size)
+    if boxes is not None:
+        blocks = math.prod(
+            -(-n // part) for n, part in zip((geom.G, geom.N, *size), (boxes.g, boxes.n, *boxes.i), strict=True)
+        )
+        yield Step("scatter", blocks, boxes.block, boxes.shared, {})
+        return
+    phases = [geom.phases(a, *ends) for a, ends in enumerate(ranges)]
+    for phase in itertools.product(*phases):
+        one, _ = geom.backwards(phase).skipping()
+        yield _planned(task, one, *choice.forward(task, one, 1, True), mirrored=True)
+
+
+def _planned(
+    task: Task, geom: Geometry, algorithm: Algorithm, cut: Plan, mirrored: bool = False
+) -> Step:
+    sizes = zip((geom.G, geom.k, geom.N, *geom.O), (cut.g, cut.k, cut.n, *cut.o), strict=True)
+    compared = choice.candidates(task, geom, mirrored)
+    estimates = {_name(other): ns / 1e9 for ns, other in compared} if len(compared) > 1 else {}
+    blocks = math.prod(-(-total // part) for total, part in sizes)
+    return Step(_name(algorithm), blocks, cut.block, cut.shared, estimates)
+
+
+def _name(algorithm: Algorithm) -> str:
+    return str(getattr(algorithm, "__name__", "")).rpartition(".")[2]
