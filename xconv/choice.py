@@ -29,6 +29,7 @@ class Algorithm(Hashable, Protocol):
     """What every method's module has."""
 
     CUTS: bool  # whether sums over channels and taps may be cut into parts
+    LONG: int  # how much larger than others its blocks should be, where its calls are short
 
     def prepare(self, xp: Namespace, w: Array, window: Window) -> Any:
         """Return w (G, k, c, *W) in the form that `forward` takes: (G, k, ...)."""
@@ -66,6 +67,7 @@ ROW = 0.1  # a number of the columns, in a product with few rows
 COPY = 0.3  # a number copied in runs, as into columns
 ADD = 0.5  # a number added to where a tap belongs
 LONE = 3  # times as much where groups of one channel share no product
+CALL = 5000.0  # one call of NumPy, on a small array
 WEIGHT = 3.0  # a weight rearranged; that is done once, by one core
 TILE = 4.2  # a number of a Winograd tile, transformed forth and back
 POINT = 2.3  # a weight transformed for Winograd, per point
@@ -221,8 +223,8 @@ def scattered(task: Task, geom: Geometry, size: Ints, pairs: int = 1) -> plan.Bo
     if points == 1:
         return None
     cut = plan.grad_input(geom, size, task.itemsize * pairs, task.limits)
-    if cut is None or task.method == "windows":
-        return cut
+    if cut is None:
+        return None
     wide, outputs = task.itemsize / 4, geom.N * math.prod(geom.O)
     flop = FLOP * wide * (2 if task.compute in COMPLEX else 1)
     reach = [d * (w - 1) // s for d, w, s in zip(geom.dilation, geom.W, geom.stride, strict=True)]
@@ -233,6 +235,7 @@ def scattered(task: Task, geom: Geometry, size: Ints, pairs: int = 1) -> plan.Bo
     add = ADD * (LONE if geom.c == 1 and geom.G > 1 else 1)
     first = edges * (2 * flop * outputs * geom.K * geom.c * points + add * wide * columns)
     first += ROW * wide * columns if geom.k < 8 else 0.0
+    first += CALL * points * cut.blocks((geom.G, geom.N, *size))
     return cut if first < _phased(task, geom, size) else None
 
 

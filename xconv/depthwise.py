@@ -18,6 +18,7 @@ from .namespace import Array, Namespace, matmul, scratch, windows
 ALL = slice(None)
 
 CUTS = True
+LONG = 2
 
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:

@@ -208,9 +208,7 @@ def _input_steps(task: Task, geom: Geometry) -> Iterator[Step]:
         return
     boxes = choice.scattered(task, geom, size)
     if boxes is not None:
-        blocks = math.prod(
-            -(-n // part) for n, part in zip((geom.G, geom.N, *size), (boxes.g, boxes.n, *boxes.i), strict=True)
-        )
+        blocks = boxes.blocks((geom.G, geom.N, *size))
         yield Step("scatter", blocks, boxes.block, boxes.shared, {})
         return
     phases = [geom.phases(a, *ends) for a, ends in enumerate(ranges)]

@@ -17,6 +17,7 @@ from .geometry import SPATIAL, Ints, Window
 from .namespace import COMPLEX, Array, Namespace, dtype_name, gathered, spread
 
 CUTS = False
+LONG = 1
 
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:

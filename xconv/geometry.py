@@ -133,6 +133,7 @@ class Geometry:
         s, d, (low, _) = self.stride[axis], self.dilation[axis], self.padding[axis]
         return -low, s * (self.O[axis] - 1) + d * (self.W[axis] - 1) + 1 - low
 
+    @lru_cache(maxsize=1024)  # noqa: B019 - geometries are values, and few
     def skipping(self) -> tuple[Geometry, tuple[slice, ...]]:
         """Return the input cells that one-tap axes read at all, and the convolution of them.
 

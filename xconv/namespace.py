@@ -15,7 +15,6 @@ from functools import lru_cache
 from typing import Any
 
 import array_api_compat
-import array_api_compat.numpy
 import numpy as np
 
 from .errors import Refusal, shown
@@ -37,9 +36,10 @@ def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace,
     """
     given = {n: a for n, a in arrays.items() if a is not None or n not in optional}
     if all(type(a) is np.ndarray for a in given.values()):
-        xp: Namespace = array_api_compat.numpy
+        xp: Namespace = np  # a namespace of the standard itself, and faster than its wrapper
     else:
         given, xp = _one_library({name: _plain(name, a) for name, a in given.items()})
+        xp = np if array_api_compat.is_numpy_namespace(xp) else xp
     for name, a in given.items():
         dtype = dtype_name(a.dtype)
         if dtype not in REAL + COMPLEX + INTEGER or (
@@ -103,11 +103,13 @@ def _type_name(a: object) -> str:
     return f"{type(a).__module__}.{type(a).__qualname__}"
 
 
+@lru_cache(maxsize=64)
 def in_place(xp: Namespace) -> bool:
     """Whether arrays are written in place, through strided views: NumPy and CuPy."""
     return array_api_compat.is_numpy_namespace(xp) or on_gpu(xp)
 
 
+@lru_cache(maxsize=64)
 def on_gpu(xp: Namespace) -> bool:
     """Whether the namespace is CuPy's."""
     return array_api_compat.is_cupy_namespace(xp)

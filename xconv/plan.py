@@ -147,7 +147,7 @@ def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits)
     smaller = halved(whole, cuts)
     held = _first((h for h in smaller if math.prod(h[2:]) >= shortest), fits)
     shared = weights(held)
-    wanted = min(max(limits.block, 2 * shared), limits.workspace - shared)
+    wanted = min(max(algorithm.LONG * limits.block, 2 * shared), limits.workspace - shared)
     samples_first = (1, 0) if math.prod(geom.O) >= POSITIONS else (0, 1)
 
     def shape_for(w: Ints) -> Ints:
@@ -179,6 +179,11 @@ class Boxes(NamedTuple):
     i: Ints
     shared: int
     block: int
+
+    def blocks(self, whole: Ints) -> int:
+        """How many blocks there are of groups, samples and cells."""
+        sizes = zip(whole, (self.g, self.n, *self.i), strict=True)
+        return math.prod(-(-total // part) for total, part in sizes)
 
     def workers(self, limits: Limits, available: int) -> int:
         """How many blocks can be in the works at once."""
@@ -241,14 +246,14 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
 
     def shape_for(held: Ints) -> Ints:
         shared = itemsize * math.prod(held)
-        wanted = min(max(limits.block, 3 * fixed(held)), limits.workspace - shared)
+        wanted = min(max(algorithm.LONG * limits.block, 3 * fixed(held)), limits.workspace - shared)
         shapes = halved((geom.N, *geom.O), tuple(range(1 + geom.rank)))
         return _first(shapes, lambda shape: block(held, shape) <= wanted)
 
     whole = (geom.G, geom.k, geom.c, *geom.W)
     cuts = (0, 2, 1, *range(3, 3 + geom.rank)) if algorithm.CUTS else (0, 2, 1)
     held = _first(halved(whole, cuts), fits)
-    while held[0] > 1 and block(held, (1, *geom.O)) > limits.block:
+    while held[0] > 1 and block(held, (1, *geom.O)) > algorithm.LONG * limits.block:
         held = (-(-held[0] // 2), *held[1:])  # groups are independent: cut them, not the sums
     n, *o = shape_for(held)
     gaps = slab(geom, tuple(o), held[3:]) > math.prod(held[3:]) * slab(geom, tuple(o), single)

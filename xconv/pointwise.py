@@ -11,6 +11,7 @@ from .geometry import Window, taps
 from .namespace import Array, Namespace, matmul, merged, sample_first
 
 CUTS = True
+LONG = 1
 
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:

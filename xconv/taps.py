@@ -12,6 +12,7 @@ from .geometry import Window, taps
 from .namespace import Array, Namespace
 
 CUTS = True
+LONG = 1
 
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:

@@ -14,6 +14,7 @@ from .namespace import Array, Namespace, gathered, in_place, matmul, merged, sam
 SHORT = 256  # positions of a sample below which samples share one product
 
 CUTS = True
+LONG = 1
 
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:

@@ -1,0 +1,205 @@
+"""The methods that are not exact, the automatic choice, and what `explain` says of it."""
+
+import itertools
+import tracemalloc
+from fractions import Fraction
+
+import numpy as np
+import oracle
+import pytest
+
+import xconv
+from xconv import fft, winograd
+
+RNG = np.random.default_rng(0)
+
+# relative to the largest magnitude of the result, for 24 channels and normally distributed numbers;
+# the README names these bounds
+BOUNDS = {
+    ("windows", "float32"): 1e-6,
+    ("taps", "float32"): 1e-6,
+    ("winograd", "float32"): 5e-6,
+    ("fft", "float32"): 2e-6,
+    ("windows", "float64"): 2e-15,
+    ("taps", "float64"): 2e-15,
+    ("winograd", "float64"): 1e-14,
+    ("fft", "float64"): 4e-15,
+    ("windows", "float16"): 1e-3,
+    ("taps", "float16"): 1e-3,
+    ("winograd", "float16"): 1e-3,
+    ("fft", "float16"): 1e-3,
+    ("windows", "complex64"): 1e-6,
+    ("taps", "complex64"): 1e-6,
+    ("winograd", "complex64"): 5e-6,
+    ("fft", "complex64"): 2e-6,
+}
+# layers that "auto" gives to a method that is not exact
+LAYERS = {
+    "winograd": ((2, 64, 56, 56), (128, 64, 3, 3), {"padding": 1}),
+    "fft": ((2, 1, 4000), (2, 1, 301), {"padding": "same"}),
+}
+
+
+def normal(*shape, dtype="float32"):
+    values = RNG.standard_normal(shape)
+    if dtype.startswith("complex"):
+        values = values + 1j * RNG.standard_normal(shape)
+    return values.astype(dtype)
+
+
+def contractions(x, w, dy, **options):
+    """The three results of a layer."""
+    return (
+        xconv.conv(x, w, **options),
+        xconv.conv_grad_input(dy, w, x.shape[2:], **options),
+        xconv.conv_grad_weight(dy, x, w.shape[2:], **options),
+    )
+
+
+@pytest.mark.parametrize(("method", "dtype"), BOUNDS)
+def test_errors_are_within_the_documented_bounds(method, dtype):
+    x, w = normal(2, 24, 11, 13, dtype=dtype), normal(16, 24, 3, 3, dtype=dtype)
+    dy = normal(2, 16, 11, 13, dtype=dtype)
+    wide = [a.astype("complex128" if "c" in dtype else "float64") for a in (x, w, dy)]
+    options = {"stride": (1, 1), "padding": ((1, 1), (1, 1)), "dilation": (1, 1)}
+    wx, ww, wdy = wide
+    exact = (
+        oracle.conv(wx, ww, **options),
+        oracle.grad_input(wdy, ww.conj(), (11, 13), **options),
+        oracle.grad_weight(wdy, wx.conj(), (3, 3), **options),
+    )
+    for got, want in zip(contractions(x, w, dy, padding=1, method=method), exact, strict=True):
+        assert got.dtype == dtype
+        assert np.abs(got - want).max() <= BOUNDS[method, dtype] * np.abs(want).max()
+
+
+@pytest.mark.parametrize("method", LAYERS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_under_auto_a_nan_reaches_only_what_reads_it(method, bad):
+    x_shape, w_shape, options = LAYERS[method]
+    x, w = normal(*x_shape), normal(*w_shape)
+    assert xconv.explain(x, w, **options).steps[0].method == method
+    dy = normal(*xconv.conv(x, w, **options).shape)
+    x[(0, 0, *(n // 3 for n in x.shape[2:]))] = bad
+    dy[(1, 1, *(n // 2 for n in dy.shape[2:]))] = bad
+    both = (contractions(x, w, dy, method=m, **options) for m in ("auto", "windows"))
+    for auto, exact in zip(*both, strict=True):
+        assert not np.isfinite(exact).all()
+        assert (np.isfinite(auto) == np.isfinite(exact)).all()
+        same = np.isfinite(exact)
+        np.testing.assert_allclose(auto[same], exact[same], atol=1e-3)
+
+
+def test_a_nan_in_the_weights_stays_in_its_channel():
+    x_shape, w_shape, options = LAYERS["winograd"]
+    x, w = normal(*x_shape), normal(*w_shape)
+    w[3, 5, 1, 2] = np.nan
+    spoiled = ~np.isfinite(xconv.conv(x, w, **options)).all(axis=(0, 2, 3))
+    assert list(np.flatnonzero(spoiled)) == [3]
+
+
+@pytest.mark.parametrize("method", LAYERS)
+def test_named_methods_stay_within_the_workspace(method):
+    x_shape, w_shape, options = LAYERS[method]
+    x, w = normal(*x_shape), normal(*w_shape)
+    dy = normal(*xconv.conv(x, w, **options).shape)
+    for workspace, i in itertools.product((2**23, 2**25), range(3)):
+        more = {**options, "method": method, "max_workspace": workspace}
+        call = (
+            lambda more: xconv.conv(x, w, **more),
+            lambda more: xconv.conv_grad_input(dy, w, x.shape[2:], **more),
+            lambda more: xconv.conv_grad_weight(dy, x, w.shape[2:], **more),
+        )[i]
+        call(more)
+        tracemalloc.start()
+        result = call(more)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak - result.nbytes <= workspace + 2**16
+
+
+@pytest.mark.parametrize("workspace", [2**16, 2**20, 2**24, None])
+def test_auto_takes_another_method_where_one_does_not_fit(workspace):
+    x, w = normal(1, 64, 28, 28), normal(64, 64, 3, 3)
+    exact = xconv.conv(x.astype("float64"), w.astype("float64"), padding=1)
+    y = xconv.conv(x, w, padding=1, max_workspace=workspace)
+    assert np.abs(y - exact).max() <= 5e-6 * np.abs(exact).max()
+
+
+def test_a_method_that_does_not_fit_says_what_it_needs():
+    x, w = normal(1, 64, 28, 28), normal(64, 64, 3, 3)
+    rule = r"^conv: need max_workspace to hold .*; got max_workspace 65536 bytes, needed \d+ bytes$"
+    for method in ("winograd", "fft"):
+        with pytest.raises(ValueError, match=rule):
+            xconv.conv(x, w, method=method, max_workspace=2**16)
+
+
+def test_methods_say_where_they_do_not_apply():
+    x, w = normal(1, 2, 20), normal(2, 2, 3)
+    rule = r"^conv: need strides and dilations of 1 and kernel sizes up to 5 for method 'winograd'; "
+    for options in ({"stride": 2}, {"dilation": 2}):
+        with pytest.raises(ValueError, match=rule + r"got stride \(\d,\), dilation \(\d,\), kernel"):
+            xconv.conv(x, w, method="winograd", **options)
+    with pytest.raises(ValueError, match=rule):
+        xconv.conv(x, normal(2, 2, 6), method="winograd")
+    for method in ("winograd", "fft"):
+        rule = rf"^conv: need floating or complex arrays for method '{method}'; got int"
+        with pytest.raises(TypeError, match=rule):
+            xconv.conv(x.astype("int32"), w.astype("int32"), method=method)
+
+
+def test_integers_stay_exact_under_auto():
+    x, w = RNG.integers(-9, 10, (1, 1, 5000)), RNG.integers(-9, 10, (1, 1, 400))
+    y = xconv.conv(x, w)
+    assert (y == xconv.conv(x, w, method="taps")).all()
+
+
+@pytest.mark.parametrize("contraction", ["forward", "grad_input", "grad_weight"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_explain_names_the_cheapest_method(layer, contraction):
+    x_shape, w_shape, options = LAYERS[layer]
+    told = xconv.explain(normal(*x_shape), normal(*w_shape), contraction=contraction, **options)
+    assert told.contraction == contraction
+    assert (told.x, told.w) == (x_shape, w_shape)
+    (step,) = told.steps
+    assert step.method == layer == min(step.estimates, key=step.estimates.get)
+    assert step.blocks >= 1
+    assert layer in str(told)
+
+
+def test_explain_shows_every_phase_and_library():
+    x, w = normal(2, 4, 9, 9), normal(4, 4, 3, 3)
+    told = xconv.explain(x, w, contraction="grad_input", stride=2, method="taps")
+    assert len(told.steps) == 4
+    assert all(step.method in ("taps", "pointwise") for step in told.steps)
+    told = xconv.explain(normal(8, 3, 64, 64), normal(64, 3, 7, 7), contraction="grad_input")
+    assert [step.method for step in told.steps] == ["scatter"]
+    assert xconv.explain(x[:0], w).steps == ()
+    with pytest.raises(ValueError, match=r"^explain: need contraction to be one of .*; got 'dx'"):
+        xconv.explain(x, w, contraction="dx")
+    with pytest.raises(TypeError, match=r"^explain: need contraction to be one of .*; got 1"):
+        xconv.explain(x, w, contraction=1)
+
+
+@pytest.mark.parametrize(("r", "m"), [(2, 5), (3, 4), (4, 3), (5, 2), (2, 3), (3, 2), (1, 1)])
+def test_winograd_tiles_are_exact_in_fractions(r, m):
+    tile = winograd.matrices(r, m)
+    w = [Fraction(i * i - 3, 7) for i in range(r)]
+    x = [Fraction(5 - 2 * i, 3) for i in range(m + r - 1)]
+
+    def times(matrix, vector):
+        return [sum(a * b for a, b in zip(row, vector, strict=True)) for row in matrix]
+
+    products = [
+        a * b for a, b in zip(times(tile["weights"], w), times(tile["inputs"], x), strict=True)
+    ]
+    correlation = [sum(x[o + t] * w[t] for t in range(r)) for o in range(m)]
+    assert times(tile["outputs"], products) == correlation
+
+
+def test_fft_lengths_are_the_next_products_of_2_3_and_5():
+    smooth = sorted(
+        2**a * 3**b * 5**c for a, b, c in itertools.product(range(13), range(9), range(7))
+    )
+    for least in range(1, 3000):
+        assert fft.fast(least) == next(n for n in smooth if n >= least)
