@@ -50,6 +50,7 @@ LINES = """
     plan
     choice
     blocks
+    cells
     expression
     call
     convolution explanation gradients folding sizes

@@ -1,22 +1,21 @@
-"""The three contractions in place, block by block: NumPy and CuPy.
+"""The contractions in place, block by block: NumPy and CuPy.
 
-    for each block: load (slice, pad, channels last) -> contract -> store
+    for each block: load (slice, pad) -> contract -> store
 
 Arrays come in the form of `layout`: x ``(G, c, N, *I)``, w ``(G, k, c, *W)``, g and y
-``(G, k, N, *O)``; results are views that are written to.
+``(G, k, N, *O)``; results are views that are written to. `cells` has the input gradient.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
+import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from . import choice, padding, plan, scatter, workers
-from .choice import Task
-from .geometry import SPATIAL, Geometry, Ints, Phase, Window, along
-from .namespace import Array, Namespace, begin_block, cast, contiguous, dtype_name, dtype_of, finite
+from . import choice, padding, plan, workers
+from .choice import Algorithm, Task
+from .geometry import SPATIAL, Geometry, Ints, Window
+from .namespace import Array, Namespace, begin_block, cast, contiguous, dtype_name, finite
 from .plan import Limits, Range
 
 ALL = (slice(None),) * SPATIAL
@@ -24,7 +23,7 @@ Pair = tuple[Array, Array]
 
 
 class Setup(NamedTuple):
-    """What the three contractions have in common during one call.
+    """What the contractions have in common during one call.
 
     ``conjugate`` says which of the two operands is to be conjugated.
     """
@@ -32,10 +31,6 @@ class Setup(NamedTuple):
     task: Task
     conjugate: tuple[bool, bool]
     threads: int
-
-    def exact(self) -> Setup:
-        """Return the same with a method that no number spreads in beyond what reads it."""
-        return self._replace(task=self.task._replace(method="windows"))
 
     @property
     def xp(self) -> Namespace:
@@ -52,8 +47,14 @@ class Setup(NamedTuple):
         """Bytes that the call may use."""
         return self.task.limits
 
+    def exact(self) -> Setup:
+        """Return the same with a method in which a NaN reaches only what reads it."""
+        return self._replace(task=self.task._replace(method="windows"))
+
     def ready(self, a: Array, operand: int) -> Array:
-        """Conjugate an operand where it asks for that."""
+        """Convert an operand to the dtype of the products, and conjugate it where it asks."""
+        if dtype_name(a.dtype) != self.compute:
+            a = contiguous(self.xp, a, self.compute)
         return self.xp.conj(a) if self.conjugate[operand] else a
 
 
@@ -75,53 +76,81 @@ def forward(
     if not geom.C or not pairs:
         store(setup, y, bias)
         return
-    geom, cells = geom.skipping()
-    pairs = [(x[(*ALL, *cells)], w) for x, w in pairs]
-    xp = setup.xp
+    geom, read = geom.skipping()
+    pairs = [(x[(*ALL, *read)], w) for x, w in pairs]
     chosen, cut = choice.forward(setup.task, geom, len(pairs), mirrored)
     sums = list(plan.boxes([(geom.c, cut.c), *zip(geom.W, cut.w, strict=True)]))
-
-    def weights(w: Array, g: Range, k: Range, part: Sequence[Range]) -> Array:
-        channels, *taps = part
-        if mirrored:
-            taps = [_from_end(t, n) for t, n in zip(taps, geom.W, strict=True)]
-        some = w[(slice(*g), slice(*k), slice(*channels), *(slice(*t) for t in taps))]
-        some = setup.ready(some if some.dtype == compute else contiguous(xp, some, setup.compute), 1)
-        return chosen.prepare(xp, some, window(geom, [(0, o) for o in cut.o], part[1:], mirrored))
+    once = len(pairs) == len(sums) == 1 and dtype_name(y.dtype) == setup.compute
+    checked = setup.task.method == "auto" and chosen not in choice.EXACT
+    spoiled: list[tuple[Range, ...]] = []
+    prepared = functools.partial(_prepared, setup, chosen, geom, cut.o, mirrored)
 
     def work(task: tuple[Range, ...]) -> None:
         begin_block(cut.block)
         own, k, sample, *outputs = task
-        there = y[(slice(*own), slice(*k), slice(*sample), *(slice(*o) for o in outputs))]
-        direct = there if len(pairs) == len(sums) == 1 and there.dtype == compute else None
-        inner = (slice(own[0] - g[0], own[1] - g[0]), slice(k[0] - K[0], k[1] - K[0]))
+        there = y[slices(*task)]
         total = None
         for (x, w), ready in zip(pairs, held, strict=True):
             for part in sums:
-                kernel = weights(w, own, k, part) if ready is None else ready[inner]
+                if ready is None:
+                    kernel = prepared(w, own, k, part)
+                else:
+                    kernel = ready[slices(_from(own, first_g), _from(k, first_k))]
                 block = load(setup, x, geom, own, sample, outputs, part)
                 slides = window(geom, outputs, part[1:], mirrored)
-                term = chosen.forward(xp, block, kernel, slides, direct)
+                term = chosen.forward(setup.xp, block, kernel, slides, there if once else None)
                 total = term if total is None else total + term
         if checked and not finite(total):
             spoiled.append(task)
-        store(setup, there, None if bias is None else bias[slice(*own), slice(*k)], total)
+        store(setup, there, None if bias is None else bias[slices(own, k)], total)
 
-    compute = dtype_of(xp, setup.compute)
-    checked, spoiled = setup.task.method == "auto" and chosen not in choice.EXACT, []
-    for g, K in plan.boxes([(geom.G, cut.shared_g), (geom.k, cut.shared_k)]):
-        held = [weights(w, g, K, sums[0]) if len(sums) == 1 else None for _, w in pairs]
-        sizes = [(geom.N, cut.n), *zip(geom.O, cut.o, strict=True)]
-        tasks = plan.boxes(sizes, plan.parts(*g, cut.g), plan.parts(*K, cut.k))
+    sizes = [(geom.N, cut.n), *zip(geom.O, cut.o, strict=True)]
+    for groups, outs in plan.boxes([(geom.G, cut.shared_g), (geom.k, cut.shared_k)]):
+        first_g, first_k = groups[0], outs[0]
+        held = [prepared(w, groups, outs, sums[0]) if len(sums) == 1 else None for _, w in pairs]
+        tasks = plan.boxes(sizes, plan.parts(*groups, cut.g), plan.parts(*outs, cut.k))
         workers.run(tasks, work, workers=cut.workers(setup.limits, setup.threads))
     held = []
-    for own, k, sample, *outputs in spoiled:  # a NaN is to reach only what reads it
-        start, stop = zip(*outputs, strict=True)
-        part = geom.part(own[1] - own[0], k[1] - k[0], sample[1] - sample[0], start, stop)
-        there = y[(slice(*own), slice(*k), slice(*sample), *(slice(*o) for o in outputs))]
-        operands = [(x[slice(*own), :, slice(*sample)], w[slice(*own), slice(*k)]) for x, w in pairs]
-        some = None if bias is None else bias[slice(*own), slice(*k)]
-        forward(setup.exact(), operands, there, part, some, mirrored)
+    for task in spoiled:
+        _again(setup, pairs, y, geom, bias, mirrored, task)
+
+
+def _prepared(
+    setup: Setup,
+    chosen: Algorithm,
+    geom: Geometry,
+    o: Ints,
+    mirrored: bool,
+    w: Array,
+    own: Range,
+    k: Range,
+    part: Sequence[Range],
+) -> Any:
+    """Return a part of the weights as the algorithm takes them, for blocks of `o` outputs."""
+    channels, *taps = part
+    if mirrored:
+        taps = [(n - stop, n - start) for (start, stop), n in zip(taps, geom.W, strict=True)]
+    some = setup.ready(w[slices(own, k, channels, *taps)], 1)
+    slides = window(geom, [(0, size) for size in o], part[1:], mirrored)
+    return chosen.prepare(setup.xp, some, slides)
+
+
+def _again(
+    setup: Setup,
+    pairs: Sequence[Pair],
+    y: Array,
+    geom: Geometry,
+    bias: Array | None,
+    mirrored: bool,
+    task: tuple[Range, ...],
+) -> None:
+    """Compute a block of `forward` in which a NaN or an infinity has spread, exactly."""
+    own, k, sample, *outputs = task
+    g, n = own[1] - own[0], sample[1] - sample[0]
+    part = geom.part(g, k[1] - k[0], n, *zip(*outputs, strict=True))
+    operands = [(x[slices(own, (0, geom.c), sample)], w[slices(own, k)]) for x, w in pairs]
+    some = None if bias is None else bias[slices(own, k)]
+    forward(setup.exact(), operands, y[slices(*task)], part, some, mirrored)
 
 
 def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> None:
@@ -131,191 +160,38 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
     if not geom.N:
         dw[...] = 0
         return
-    geom, cells = geom.skipping()
-    x = x[(*ALL, *cells)]
-    xp = setup.xp
+    geom, read = geom.skipping()
+    x = x[(*ALL, *read)]
     chosen, cut = choice.grad_weight(setup.task, geom)
+    checked = setup.task.method == "auto" and chosen not in choice.EXACT
+    spoiled = False
     rank, total = geom.rank, None
     last = (geom.N, *geom.O)
 
     def work(task: tuple[Range, ...]) -> Array:
-        own, k, part, sample, outputs = *task[:2], task[2 : 3 + rank], task[-1 - rank], task[-rank:]
         begin_block(cut.block)
+        own, k, part, sample, outputs = *task[:2], task[2 : 3 + rank], task[-1 - rank], task[-rank:]
         block = load(setup, x, geom, own, sample, outputs, part)
-        there = (slice(*own), slice(*k), slice(*sample), *(slice(*o) for o in outputs))
-        rows = g[there]
-        if rows.dtype != compute:
-            rows = contiguous(xp, rows, setup.compute)
-        rows = setup.ready(rows, 1)
-        return chosen.grad_weight(xp, block, rows, window(geom, outputs, part[1:]))
+        rows = setup.ready(g[slices(own, k, sample, *outputs)], 1)
+        return chosen.grad_weight(setup.xp, block, rows, window(geom, outputs, part[1:]))
 
     def finish(task: tuple[Range, ...], term: Array) -> None:
-        nonlocal total
-        own, k, c, *taps = task[: 3 + rank]
-        box = task[3 + rank :]
+        nonlocal total, spoiled
+        own, box = task[: 3 + rank], task[3 + rank :]
         if not any(start for start, _ in box):
             total = term
         else:
             total += term
         if tuple(stop for _, stop in box) == last:
-            spoiled[0] = spoiled[0] or (checked and not finite(total))
-            there = (slice(*own), slice(*k), slice(*c), *(slice(*t) for t in taps))
-            store(setup, dw[there], None, total)
+            spoiled = spoiled or (checked and not finite(total))
+            store(setup, dw[slices(*own)], None, total)
 
-    compute = dtype_of(xp, setup.compute)
-    checked, spoiled = setup.task.method == "auto" and chosen not in choice.EXACT, [False]
     weights = [(geom.G, cut.g), (geom.k, cut.shared_k), (geom.c, cut.c)]
     sizes = [*weights, *zip(geom.W, cut.w, strict=True), (geom.N, cut.n)]
     tasks = plan.boxes([*sizes, *zip(geom.O, cut.o, strict=True)])
     workers.run(tasks, work, finish, workers=cut.workers(setup.limits, setup.threads))
-    if spoiled[0]:
+    if spoiled:
         grad_weight(setup.exact(), x, g, dw, geom)
-
-
-def grad_input(
-    setup: Setup, pairs: Sequence[Pair], dx: Array, geom: Geometry, bias: Array | None = None
-) -> None:
-    """dT/dx: write the sum of the input gradients of each g and its w, plus bias, to dx.
-
-    Cells that the padding copied collect the gradients of all their copies before they are
-    stored, so that they are rounded once.
-    """
-    if 0 in dx.shape:
-        return
-    axes = [
-        padding.strips(size, geom.padding_mode, *pair)
-        for size, pair in zip(geom.I, geom.padding, strict=True)
-    ]
-    for tile in itertools.product(*axes):
-        if all(len(strip.runs) == 1 for strip in tile):
-            start, stop = tuple(s.start for s in tile), tuple(s.stop for s in tile)
-            _cells(setup, pairs, dx[_inside(start, stop)], geom, start, stop, bias)
-        else:
-            _copied(setup, pairs, dx, geom, tile, bias)
-
-
-def _cells(
-    setup: Setup,
-    pairs: Sequence[Pair],
-    dx: Array,
-    geom: Geometry,
-    start: Ints,
-    stop: Ints,
-    bias: Array | None = None,
-) -> None:
-    """Write the gradient of the padded coordinates ``[start, stop)`` to dx.
-
-    Each phase of the stride is a dense convolution of g with its own part of the weights: no
-    inserted zero is ever multiplied.
-    """
-    ranges = [geom.read_range(a) for a in range(geom.rank)]
-    first = tuple(max(a, low) for a, (low, _) in zip(start, ranges, strict=True))
-    last = tuple(min(b, high) for b, (_, high) in zip(stop, ranges, strict=True))
-    if (first, last) != (start, stop):  # what no output reads has no gradient, whatever w holds
-        store(setup, dx, bias)
-        if any(a >= b for a, b in zip(first, last, strict=True)):
-            return
-        dx = dx[(*ALL, *_ranges(first, last, start))]
-        start, stop = first, last
-    size = tuple(b - a for a, b in zip(start, stop, strict=True))
-    if pairs and (cut := choice.scattered(setup.task, geom, size, len(pairs))) is not None:
-        _scattered(setup, cut, pairs, dx, geom, start, stop, bias)
-        return
-    axes = [geom.phases(a, start[a], stop[a]) for a in range(geom.rank)]
-    reached = [sum(phase.cells for phase in phases) for phases in axes]
-    if not geom.K or any(n < b - a for n, a, b in zip(reached, start, stop, strict=True)):
-        store(setup, dx, bias)
-    for phases in itertools.product(*axes) if geom.K else ():
-        cells = tuple(slice(p.offset, None, s) for p, s in zip(phases, geom.stride, strict=True))
-        there = dx[(*ALL, *cells)]
-        phased = [(g, phase_weights(setup.xp, w, phases)) for g, w in pairs]
-        forward(setup, phased, there, geom.backwards(phases), bias, mirrored=True)
-
-
-def _scattered(
-    setup: Setup,
-    cut: plan.Boxes,
-    pairs: Sequence[Pair],
-    dx: Array,
-    geom: Geometry,
-    start: Ints,
-    stop: Ints,
-    bias: Array | None,
-) -> None:
-    """Write the gradient of the padded coordinates ``[start, stop)`` to dx, products first."""
-    xp, compute = setup.xp, dtype_of(setup.xp, setup.compute)
-
-    def ready(a: Array, operand: int) -> Array:
-        a = a if a.dtype == compute else contiguous(xp, a, setup.compute)
-        return setup.ready(a, operand)
-
-    weights = [scatter.prepare(xp, ready(w, 1)) for _, w in pairs]
-
-    def work(task: tuple[Range, ...]) -> None:
-        begin_block(cut.block)
-        own, sample, *cells = task
-        box = tuple(tuple(a + i for a, i in zip(start, ends, strict=True)) for ends in zip(*cells, strict=True))
-        first, last = scatter.outputs(geom, *box)
-        there = (slice(*own), slice(None), slice(*sample), *map(slice, first, last))
-        terms = [
-            scatter.grad_input(xp, ready(g[there], 0), w[slice(*own)], geom, first, *box)
-            for (g, _), w in zip(pairs, weights, strict=True)
-        ]
-        inside = dx[(slice(*own), slice(None), slice(*sample), *(slice(*i) for i in cells))]
-        store(setup, inside, None if bias is None else bias[slice(*own)], padding.total(terms))
-
-    size = tuple(b - a for a, b in zip(start, stop, strict=True))
-    sizes = [(geom.G, cut.g), (geom.N, cut.n), *zip(size, cut.i, strict=True)]
-    workers.run(plan.boxes(sizes), work, workers=cut.workers(setup.limits, setup.threads))
-
-
-def _copied(
-    setup: Setup,
-    pairs: Sequence[Pair],
-    dx: Array,
-    geom: Geometry,
-    tile: tuple[padding.Strip, ...],
-    bias: Array | None,
-) -> None:
-    """Write the gradient of cells that padding copied: the sum over all their copies.
-
-    Half of the workspace holds these sums, a part of the tile at a time, and half is for the
-    contractions that they are made of.
-    """
-    xp, half = setup.xp, setup.limits.workspace // 2
-    limits = setup.limits._replace(workspace=half, block=min(half, setup.limits.block))
-    setup = setup._replace(task=setup.task._replace(limits=limits))
-    widths = [max(s.stop - s.start, *(r.stop - r.start for r in s.runs)) for s in tile]
-    samples, widest = geom.N, max(widths)
-
-    def size() -> int:
-        cells = math.prod(min(width, widest) for width in widths)
-        return 3 * setup.task.itemsize * samples * geom.C * cells
-
-    while size() > half and (samples > 1 or widest > 1):
-        samples, widest = (-(-samples // 2), widest) if samples > 1 else (1, -(-widest // 2))
-    for first, last in plan.parts(0, geom.N, samples):
-        own = slice(first, last)
-        part = geom.with_samples(last - first)
-        for cut in itertools.product(*(padding.split(strip, widest) for strip in tile)):
-            total = None
-            for runs in itertools.product(*(strip.runs for strip in cut)):
-                start, stop = tuple(r.start for r in runs), tuple(r.stop for r in runs)
-                shape = (last - first, *(b - a for a, b in zip(start, stop, strict=True)))
-                term = xp.empty((geom.G, geom.c, *shape), dtype=dtype_of(xp, setup.compute))
-                _cells(setup, [(g[:, :, own], w) for g, w in pairs], term, part, start, stop)
-                for axis, run in enumerate(runs, SPATIAL):
-                    term = padding.adjoint(xp, term, axis, run.moved(run.start))
-                total = term if total is None else total + term
-            inside = _inside(tuple(s.start for s in cut), tuple(s.stop for s in cut))
-            store(setup, dx[:, :, own][inside], bias, total)
-
-
-def phase_weights(xp: Namespace, w: Array, phases: tuple[Phase, ...]) -> Array:
-    """Return the weights of one phase, input and output channels exchanged."""
-    for axis, phase in enumerate(phases, SPATIAL):
-        w = w[along(axis, slice(phase.first, None, phase.step))]
-    return xp.permute_dims(w, (0, 2, 1, *range(SPATIAL, w.ndim)))
 
 
 def window(
@@ -338,7 +214,7 @@ def load(
     """Return what these outputs read at these channels and taps: (g, c, n, *L), padded."""
     channels, *taps = part
     start, stop = geom.reads(*zip(*outputs, strict=True), *zip(*taps, strict=True))
-    own = x[slice(*groups), slice(*channels), slice(*samples)]
+    own = x[slices(groups, channels, samples)]
     return setup.ready(padding.read(setup.xp, own, geom, start, stop, setup.compute), 0)
 
 
@@ -352,15 +228,11 @@ def store(setup: Setup, there: Array, bias: Array | None, block: Array | None = 
         there[...] = cast(setup.xp, block, dtype_name(there.dtype))
 
 
-def _from_end(taps: Range, size: int) -> Range:
-    """Return the same taps counted from the last one."""
-    return size - taps[1], size - taps[0]
+def slices(*ranges: Range) -> tuple[slice, ...]:
+    """Return the index of a box."""
+    return tuple(slice(start, stop) for start, stop in ranges)
 
 
-def _inside(start: Ints, stop: Ints) -> tuple[slice, ...]:
-    return (*ALL, *_ranges(start, stop, (0,) * len(start)))
-
-
-def _ranges(start: Ints, stop: Ints, begin: Ints) -> tuple[slice, ...]:
-    """Return slices of ``[start, stop)``, counted from `begin`."""
-    return tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, begin, strict=True))
+def _from(own: Range, first: int) -> Range:
+    """Return the same range, counted from `first`."""
+    return own[0] - first, own[1] - first

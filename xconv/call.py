@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from . import blocks, choice, expression, layout, workers
+from . import blocks, cells, choice, expression, layout, workers
 from .blocks import Pair, Setup
 from .dtypes import DTypes, accumulation, promoted, sum_dtype
 from .errors import Refusal, shown
@@ -220,7 +220,8 @@ class Call:
             out = xp.empty(shape, dtype=dtype_of(xp, types.result))
             view = layout.grouped(xp, out, result, geom.G, self.batched)
             grouped, bias = operands()
-            getattr(blocks, name)(setup, grouped, view, geom, bias)
+            run = blocks.forward if name == "forward" else cells.grad_input
+            run(setup, grouped, view, geom, bias)
             return out
 
         def evaluate(setup: Setup) -> Array:

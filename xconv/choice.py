@@ -170,9 +170,8 @@ def _winograd_applies(geom: Geometry) -> bool:
 def _check_applies(task: Task, geom: Geometry) -> None:
     """Refuse what a method that is named cannot do."""
     if task.compute in INTEGER:
-        raise Refusal(
-            f"floating or complex arrays for method {task.method!r}", task.compute, TypeError
-        )
+        rule = "floating or complex arrays, or another method"
+        raise Refusal(rule, f"method {task.method!r}, sums in {task.compute}", TypeError)
     if task.method == "winograd" and not _winograd_applies(geom):
         raise Refusal(
             f"strides and dilations of 1 and kernel sizes up to {winograd.LARGEST} for method "
@@ -229,7 +228,9 @@ def scattered(task: Task, geom: Geometry, size: Ints, pairs: int = 1) -> plan.Bo
     flop = FLOP * wide * (2 if task.compute in COMPLEX else 1)
     reach = [d * (w - 1) // s for d, w, s in zip(geom.dilation, geom.W, geom.stride, strict=True)]
     edges = math.prod(
-        1 + more * s / i for more, s, i, n in zip(reach, geom.stride, cut.i, size, strict=True) if i < n
+        1 + more * s / i
+        for more, s, i, n in zip(reach, geom.stride, cut.i, size, strict=True)
+        if i < n
     )
     columns = outputs * geom.C * points
     add = ADD * (LONE if geom.c == 1 and geom.G > 1 else 1)

@@ -45,7 +45,9 @@ class Step:
     def __str__(self) -> str:
         text = f"{self.method}: {self.blocks} block{'s' * (self.blocks > 1)}"
         if self.block_bytes:
-            text += f" of {self.block_bytes / MIB:.2f} MiB, weights {self.weight_bytes / MIB:.2f} MiB"
+            text += (
+                f" of {self.block_bytes / MIB:.2f} MiB, weights {self.weight_bytes / MIB:.2f} MiB"
+            )
         if self.estimates:
             times = (f"{name} {seconds * 1e3:.3g} ms" for name, seconds in self.estimates.items())
             text += f"; estimated on one core: {', '.join(times)}"

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import choice, padding
-from .blocks import Pair, Setup, phase_weights
+from .blocks import Pair, Setup
+from .cells import phase_weights
 from .geometry import SPATIAL, Geometry, Phase, Window, along
 from .namespace import Array, Namespace, cast, device
 
@@ -42,7 +43,9 @@ def _padded_input(setup: Setup, x: Array, geom: Geometry) -> tuple[Array, Window
 def grad_weight(setup: Setup, x: Array, g: Array, geom: Geometry) -> Array:
     """dT/dw: return the gradient of the weights."""
     block, shape = _padded_input(setup, x, geom)
-    return choice.expression(setup.task, geom).grad_weight(setup.xp, block, _ready(setup, g, 1), shape)
+    return choice.expression(setup.task, geom).grad_weight(
+        setup.xp, block, _ready(setup, g, 1), shape
+    )
 
 
 def grad_input(

@@ -1,8 +1,9 @@
 """Where the axes of arrays are: from any layout to the one form that is computed in, and back.
 
 The form has the groups first, then channels: x ``(G, c, N, *I)``, w ``(G, k, c, *W)``,
-y ``(G, k, N, *O)``. Groups are then a batch axis of `matmul`, the weights of a group are one matrix
-and data is copied in long runs of positions. Getting there moves no data in NumPy, CuPy and PyTorch.
+y ``(G, k, N, *O)``. Groups are then a batch axis of `matmul`, the weights of a group are one
+matrix, and data is copied in long runs of positions. Getting there moves no data in NumPy, CuPy
+and PyTorch.
 """
 
 from __future__ import annotations

@@ -193,7 +193,6 @@ class Boxes(NamedTuple):
 @lru_cache(maxsize=1024)
 def grad_input(geom: Geometry, size: Ints, itemsize: int, limits: Limits) -> Boxes | None:
     """Cut a box of cells of an input gradient into blocks, products first; None: none would fit."""
-    single = (1,) * geom.rank
     taps = math.prod(geom.W)
     reach = tuple(d * (w - 1) for d, w in zip(geom.dilation, geom.W, strict=True))
 
@@ -257,7 +256,8 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
         held = (-(-held[0] // 2), *held[1:])  # groups are independent: cut them, not the sums
     n, *o = shape_for(held)
     gaps = slab(geom, tuple(o), held[3:]) > math.prod(held[3:]) * slab(geom, tuple(o), single)
-    if algorithm.CUTS and (gaps or block(held, (n, *o)) > limits.workspace - itemsize * math.prod(held)):
+    room = limits.workspace - itemsize * math.prod(held)
+    if algorithm.CUTS and (gaps or block(held, (n, *o)) > room):
         held = (*held[:3], *single)
         n, *o = shape_for(held)
     g, k, c, *w = held

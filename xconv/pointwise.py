@@ -35,7 +35,8 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
 def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
     """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W)."""
     x = x[taps(window)[0]]
-    G, c, N, k = *x.shape[:3], g.shape[1]
+    G, c, N = x.shape[:3]
+    k = g.shape[1]
     positions = math.prod(window.O)
     if positions * (c + k) >= c * k:  # to sum the samples' results is less than to gather samples
         cells = xp.reshape(sample_first(xp, x), (G, N, c, positions))

@@ -36,7 +36,8 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
 
 def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
     """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W)."""
-    G, c, N, k = *x.shape[:3], g.shape[1]
+    G, c, N = x.shape[:3]
+    k = g.shape[1]
     positions = N * math.prod(window.O)
     rows = xp.reshape(g, (G, k, positions))
     # (G, k, N*O) @ (G, N*O, c) -> (G, k, c)

@@ -24,7 +24,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from .geometry import SPATIAL, Ints, Window
-from .namespace import Array, Namespace, constant, gathered, matmul, scratch, in_place, windows
+from .namespace import Array, Namespace, constant, gathered, in_place, matmul, scratch, windows
 from .padding import embedded
 
 CUTS = False
@@ -49,8 +49,8 @@ def prepare(xp: Namespace, w: Array, window: Window) -> Array:
 
 def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
     """dT/dg: x (G, c, N, *L) padded, w prepared -> (G, k, N, *O), in `out` if that can be."""
-    G, c, N = x.shape[:3]
-    k, m = w.shape[1], _tile(window.W)
+    G, N, k = x.shape[0], x.shape[2], w.shape[1]
+    m = _tile(window.W)
     tiles = _tiles(window)
     count = N * math.prod(tiles)
     inputs = _inputs(xp, x, window)
@@ -75,7 +75,7 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
 
 def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
     """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W)."""
-    G, k, c = *g.shape[:2], x.shape[1]
+    G, k, c = g.shape[0], g.shape[1], x.shape[1]
     m, tiles = _tile(window.W), _tiles(window)
     parts = _gathered(xp, g, window, m, m)
     # (points, m) @ (G, m, k*N*tiles) -> (G, points, k*N*tiles)
@@ -122,8 +122,8 @@ def _gathered(xp: Namespace, a: Array, window: Window, sizes: Ints, m: Ints) -> 
 
 
 def _tile(W: Ints) -> Ints:
-    """Return m, the outputs of a tile per axis: six points on up to two axes, else four."""
-    points = 6 if sum(w > 1 for w in W) <= 2 else 4
+    """Return m, the outputs of a tile per axis: of six points, or of four if many axes have few."""
+    points = 6 if sum(w > 1 for w in W) <= 2 or max(W) > 3 else 4
     return tuple(points - w + 1 if w > 1 else 1 for w in W)
 
 

@@ -118,8 +118,10 @@ def described(libraries: list[str], options: argparse.Namespace) -> dict[str, An
 
 def version(package: str) -> str:
     """Return the version of an installed package."""
-    return str(__import__(package).__version__) if package == "cupy" else (
-        importlib.metadata.version(package)
+    return (
+        str(__import__(package).__version__)
+        if package == "cupy"
+        else (importlib.metadata.version(package))
     )
 
 

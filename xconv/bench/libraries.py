@@ -94,15 +94,14 @@ def with_jax() -> Runner:
             rhs_dilation=(layer.dilation,) * rank,
             feature_group_count=layer.groups,
         )
-        if contraction == "forward":
-            function, operands = jax.jit(conv), (x, w)
-        elif contraction == "grad_input":
-            function = jax.jit(lambda g, x, w: jax.vjp(lambda x: conv(x, w), x)[1](g)[0])
-            operands = (g, x, w)
-        else:
-            function = jax.jit(lambda g, x, w: jax.vjp(lambda w: conv(x, w), w)[1](g)[0])
-            operands = (g, x, w)
-        return lambda: function(*operands).block_until_ready()
+        function = jax.jit(
+            {
+                "forward": lambda g, x, w: conv(x, w),
+                "grad_input": lambda g, x, w: jax.vjp(lambda x: conv(x, w), x)[1](g)[0],
+                "grad_weight": lambda g, x, w: jax.vjp(lambda w: conv(x, w), w)[1](g)[0],
+            }[contraction]
+        )
+        return lambda: function(g, x, w).block_until_ready()
 
     return run
 

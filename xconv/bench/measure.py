@@ -112,9 +112,7 @@ def measure(
     workers = {name: Worker(name, backend, threads) for name in libraries}
     # every large allocation is returned at once, so that the peak is the call's own
     trimmed = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    counted = {
-        name: Worker(name, backend, threads, **trimmed) for name in libraries if memory
-    }
+    counted = {name: Worker(name, backend, threads, **trimmed) for name in libraries if memory}
     rates = {}
     try:
         for job in jobs:

@@ -117,8 +117,13 @@ def draw(path: Path, machine: dict[str, Any], rows: list[Row], ours: str = "xcon
         for axes in panels:
             axes.axvline(max(members) + 0.5, color="#999999", linewidth=0.6)
         panels[0].text(
-            (min(members) + max(members)) / 2, 1.02, name.replace(" ", "\n", 1), ha="center",
-            va="bottom", fontsize=7, transform=panels[0].get_xaxis_transform(),
+            (min(members) + max(members)) / 2,
+            1.02,
+            name.replace(" ", "\n", 1),
+            ha="center",
+            va="bottom",
+            fontsize=7,
+            transform=panels[0].get_xaxis_transform(),
         )
     panels[-1].set_xlabel("layers; below 1 xconv is faster")
     panels[-1].set_xticks([])

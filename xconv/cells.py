@@ -1,0 +1,169 @@
+"""The input gradient in place, block by block: NumPy and CuPy.
+
+Where the gradient of a cell comes from depends on the padding: cells that it copied collect the
+gradients of their copies. The cells of a box get theirs phase by phase of the stride, each a
+`forward` with mirrored weights, or products first (`scatter`), whichever `choice` says.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from . import choice, padding, plan, scatter, workers
+from .blocks import ALL, Pair, Setup, forward, slices, store
+from .geometry import SPATIAL, Geometry, Ints, Phase, along
+from .namespace import Array, Namespace, begin_block, dtype_of
+from .plan import Range
+
+
+def grad_input(
+    setup: Setup, pairs: Sequence[Pair], dx: Array, geom: Geometry, bias: Array | None = None
+) -> None:
+    """dT/dx: write the sum of the input gradients of each g and its w, plus bias, to dx.
+
+    Cells that the padding copied collect the gradients of all their copies before they are
+    stored, so that they are rounded once.
+    """
+    if 0 in dx.shape:
+        return
+    axes = [
+        padding.strips(size, geom.padding_mode, *pair)
+        for size, pair in zip(geom.I, geom.padding, strict=True)
+    ]
+    for tile in itertools.product(*axes):
+        if all(len(strip.runs) == 1 for strip in tile):
+            start, stop = tuple(s.start for s in tile), tuple(s.stop for s in tile)
+            _cells(setup, pairs, dx[_inside(start, stop)], geom, start, stop, bias)
+        else:
+            _copied(setup, pairs, dx, geom, tile, bias)
+
+
+def _cells(
+    setup: Setup,
+    pairs: Sequence[Pair],
+    dx: Array,
+    geom: Geometry,
+    start: Ints,
+    stop: Ints,
+    bias: Array | None = None,
+) -> None:
+    """Write the gradient of the padded coordinates ``[start, stop)`` to dx.
+
+    Each phase of the stride is a dense convolution of g with its own part of the weights: no
+    inserted zero is ever multiplied.
+    """
+    ranges = [geom.read_range(a) for a in range(geom.rank)]
+    first = tuple(max(a, low) for a, (low, _) in zip(start, ranges, strict=True))
+    last = tuple(min(b, high) for b, (_, high) in zip(stop, ranges, strict=True))
+    if (first, last) != (start, stop):  # what no output reads has no gradient, whatever w holds
+        store(setup, dx, bias)
+        if any(a >= b for a, b in zip(first, last, strict=True)):
+            return
+        dx = dx[(*ALL, *_ranges(first, last, start))]
+        start, stop = first, last
+    size = tuple(b - a for a, b in zip(start, stop, strict=True))
+    if pairs and (cut := choice.scattered(setup.task, geom, size, len(pairs))) is not None:
+        _scattered(setup, cut, pairs, dx, geom, start, stop, bias)
+        return
+    axes = [geom.phases(a, start[a], stop[a]) for a in range(geom.rank)]
+    reached = [sum(phase.cells for phase in phases) for phases in axes]
+    if not geom.K or any(n < b - a for n, a, b in zip(reached, start, stop, strict=True)):
+        store(setup, dx, bias)
+    for phases in itertools.product(*axes) if geom.K else ():
+        cells = tuple(slice(p.offset, None, s) for p, s in zip(phases, geom.stride, strict=True))
+        there = dx[(*ALL, *cells)]
+        phased = [(g, phase_weights(setup.xp, w, phases)) for g, w in pairs]
+        forward(setup, phased, there, geom.backwards(phases), bias, mirrored=True)
+
+
+def _scattered(
+    setup: Setup,
+    cut: plan.Boxes,
+    pairs: Sequence[Pair],
+    dx: Array,
+    geom: Geometry,
+    start: Ints,
+    stop: Ints,
+    bias: Array | None,
+) -> None:
+    """Write the gradient of the padded coordinates ``[start, stop)`` to dx, products first."""
+    xp = setup.xp
+    weights = [scatter.prepare(xp, setup.ready(w, 1)) for _, w in pairs]
+
+    def work(task: tuple[Range, ...]) -> None:
+        begin_block(cut.block)
+        own, sample, *cells = task
+        begin = tuple(a + first for a, (first, _) in zip(start, cells, strict=True))
+        end = tuple(a + last for a, (_, last) in zip(start, cells, strict=True))
+        first, last = scatter.outputs(geom, begin, end)
+        read = slices(own, (0, geom.k), sample, *zip(first, last, strict=True))
+        terms = [
+            scatter.grad_input(xp, setup.ready(g[read], 0), w[slices(own)], geom, first, begin, end)
+            for (g, _), w in zip(pairs, weights, strict=True)
+        ]
+        some = None if bias is None else bias[slices(own)]
+        store(setup, dx[slices(own, (0, geom.c), sample, *cells)], some, padding.total(terms))
+
+    size = tuple(b - a for a, b in zip(start, stop, strict=True))
+    sizes = [(geom.G, cut.g), (geom.N, cut.n), *zip(size, cut.i, strict=True)]
+    workers.run(plan.boxes(sizes), work, workers=cut.workers(setup.limits, setup.threads))
+
+
+def _copied(
+    setup: Setup,
+    pairs: Sequence[Pair],
+    dx: Array,
+    geom: Geometry,
+    tile: tuple[padding.Strip, ...],
+    bias: Array | None,
+) -> None:
+    """Write the gradient of cells that padding copied: the sum over all their copies.
+
+    Half of the workspace holds these sums, a part of the tile at a time, and half is for the
+    contractions that they are made of.
+    """
+    xp, half = setup.xp, setup.limits.workspace // 2
+    limits = setup.limits._replace(workspace=half, block=min(half, setup.limits.block))
+    setup = setup._replace(task=setup.task._replace(limits=limits))
+    widths = [max(s.stop - s.start, *(r.stop - r.start for r in s.runs)) for s in tile]
+    samples, widest = geom.N, max(widths)
+
+    def size() -> int:
+        cells = math.prod(min(width, widest) for width in widths)
+        return 3 * setup.task.itemsize * samples * geom.C * cells
+
+    while size() > half and (samples > 1 or widest > 1):
+        samples, widest = (-(-samples // 2), widest) if samples > 1 else (1, -(-widest // 2))
+    for first, last in plan.parts(0, geom.N, samples):
+        own = slice(first, last)
+        part = geom.with_samples(last - first)
+        for cut in itertools.product(*(padding.split(strip, widest) for strip in tile)):
+            total = None
+            for runs in itertools.product(*(strip.runs for strip in cut)):
+                start, stop = tuple(r.start for r in runs), tuple(r.stop for r in runs)
+                shape = (last - first, *(b - a for a, b in zip(start, stop, strict=True)))
+                term = xp.empty((geom.G, geom.c, *shape), dtype=dtype_of(xp, setup.compute))
+                _cells(setup, [(g[:, :, own], w) for g, w in pairs], term, part, start, stop)
+                for axis, run in enumerate(runs, SPATIAL):
+                    term = padding.adjoint(xp, term, axis, run.moved(run.start))
+                total = term if total is None else total + term
+            inside = _inside(tuple(s.start for s in cut), tuple(s.stop for s in cut))
+            store(setup, dx[:, :, own][inside], bias, total)
+
+
+def phase_weights(xp: Namespace, w: Array, phases: tuple[Phase, ...]) -> Array:
+    """Return the weights of one phase, input and output channels exchanged."""
+    for axis, phase in enumerate(phases, SPATIAL):
+        w = w[along(axis, slice(phase.first, None, phase.step))]
+    return xp.permute_dims(w, (0, 2, 1, *range(SPATIAL, w.ndim)))
+
+
+def _inside(start: Ints, stop: Ints) -> tuple[slice, ...]:
+    return (*ALL, *_ranges(start, stop, (0,) * len(start)))
+
+
+def _ranges(start: Ints, stop: Ints, begin: Ints) -> tuple[slice, ...]:
+    """Return slices of ``[start, stop)``, counted from `begin`."""
+    return tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, begin, strict=True))
