@@ -13,7 +13,7 @@ import math
 from functools import lru_cache
 
 from .geometry import Ints, Window
-from .namespace import Array, Namespace, matmul, scratch, windows
+from .namespace import Array, Namespace, inner, matmul, scratch, windows
 
 ALL = slice(None)
 
@@ -56,8 +56,7 @@ def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
     spread = xp.reshape(spread, (G, k, length))
     # (G, k, N*L) @ (G, N*L, last) -> (G, k, last)
     dw = [
-        xp.matmul(spread[..., : length - shift], xp.matrix_transpose(lines[..., shift:]))
-        for shift in _shifts(window, L)
+        inner(xp, spread[..., : length - shift], lines[..., shift:]) for shift in _shifts(window, L)
     ]
     return xp.reshape(xp.stack(dw, axis=2), (G, k, 1, *window.W))
 

@@ -319,6 +319,28 @@ def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array
     return xp.matmul(a, b, out=out)
 
 
+PIECE = 2048  # numbers that BLAS sums well where a product of few rows and columns is long
+
+
+def inner(xp: Namespace, a: Array, b: Array) -> Array:
+    """Multiply a (.., k, P) and b (.., m, P) to (.., k, m), long sums in pieces."""
+    length, few = a.shape[-1], a.shape[-2] * b.shape[-2] <= 64 * 64
+    if not (in_place(xp) and few and length >= 2 * PIECE):
+        return xp.matmul(a, xp.matrix_transpose(b))
+    count = length // PIECE
+    whole = count * PIECE
+
+    def pieces(v: Array) -> Array:
+        v = xp.reshape(v[..., :whole], (*v.shape[:-1], count, PIECE))
+        return xp.permute_dims(v, (*range(v.ndim - 3), v.ndim - 2, v.ndim - 3, v.ndim - 1))
+
+    each = xp.matmul(pieces(a), xp.matrix_transpose(pieces(b)))
+    total = xp.sum(each, axis=-3, dtype=each.dtype)
+    if whole < length:
+        total += xp.matmul(a[..., whole:], xp.matrix_transpose(b[..., whole:]))
+    return total
+
+
 def merged(a: Array, axis: int) -> Array | None:
     """View the axes from `axis` on as one, or return None where that would need a copy."""
     shape, length = a.shape, None

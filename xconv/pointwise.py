@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from .geometry import Window, taps
-from .namespace import Array, Namespace, matmul, merged, sample_first
+from .namespace import Array, Namespace, inner, matmul, merged, sample_first
 
 CUTS = True
 LONG = 1
@@ -42,13 +42,13 @@ def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
         cells = xp.reshape(sample_first(xp, x), (G, N, c, positions))
         rows = xp.reshape(sample_first(xp, g), (G, N, k, positions))
         # (G, N, k, O) @ (G, N, O, c) -> (G, N, k, c)
-        each = xp.matmul(rows, xp.matrix_transpose(cells))
+        each = inner(xp, rows, cells)
         dw = each[:, 0, ...] if N == 1 else xp.sum(each, axis=1, dtype=each.dtype)
     else:
         cells = xp.reshape(x, (G, c, N * positions))
         rows = xp.reshape(g, (G, k, N * positions))
         # (G, k, N*O) @ (G, N*O, c) -> (G, k, c)
-        dw = xp.matmul(rows, xp.matrix_transpose(cells))
+        dw = inner(xp, rows, cells)
     return xp.reshape(dw, (G, k, c, *window.W))
 
 

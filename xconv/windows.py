@@ -9,7 +9,17 @@ from __future__ import annotations
 import math
 
 from .geometry import Window
-from .namespace import Array, Namespace, gathered, in_place, matmul, merged, sample_first, windows
+from .namespace import (
+    Array,
+    Namespace,
+    gathered,
+    in_place,
+    inner,
+    matmul,
+    merged,
+    sample_first,
+    windows,
+)
 
 SHORT = 256  # positions of a sample below which samples share one product
 
@@ -46,8 +56,7 @@ def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
     G, c, k = x.shape[0], x.shape[1], g.shape[1]
     columns = _columns(xp, x, window, 1)[:, 0, ...]
     # (G, k, N*O) @ (G, N*O, c*W) -> (G, k, c*W)
-    rows = xp.reshape(g, (G, k, columns.shape[-1]))
-    dw = xp.matmul(rows, xp.matrix_transpose(columns))
+    dw = inner(xp, xp.reshape(g, (G, k, columns.shape[-1])), columns)
     return xp.reshape(dw, (G, k, c, *window.W))
 
 
