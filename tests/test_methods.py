@@ -147,7 +147,7 @@ def test_methods_say_where_they_do_not_apply():
     with pytest.raises(ValueError, match=rule):
         xconv.conv(x, normal(2, 2, 6), method="winograd")
     for method in ("winograd", "fft"):
-        rule = rf"^conv: need floating or complex arrays.*; got method '{method}', sums in int32$"
+        rule = rf"^conv: need floating or complex arrays.*; got method '{method}', result int32$"
         with pytest.raises(TypeError, match=rule):
             xconv.conv(x.astype("int32"), w.astype("int32"), method=method)
 
@@ -208,3 +208,54 @@ def test_fft_lengths_are_the_next_products_of_2_3_and_5():
     )
     for least in range(1, 3000):
         assert fft.fast(least) == next(n for n in smooth if n >= least)
+
+
+@pytest.mark.parametrize("method", ["auto", "windows", "taps"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_depthwise_gradients_take_a_nan_only_from_what_they_read(method, bad):
+    x, g = np.ones((2, 2, 5, 5)), np.ones((2, 2, 3, 3))
+    x[0, 0, 4, 4] = bad
+    dw = xconv.conv_grad_weight(g, x, (3, 3), groups=2, method=method)
+    reads = np.zeros((2, 1, 3, 3), bool)
+    reads[0, 0, 2, 2] = True
+    assert (np.isfinite(dw) == ~reads).all()
+    assert (dw[~reads] == 18).all()
+
+
+@pytest.mark.parametrize("method", ["winograd", "fft"])
+def test_small_integers_are_no_floats_though_they_are_summed_as_such(method):
+    x, w = RNG.integers(-99, 100, (1, 1, 6000), "int8"), RNG.integers(-99, 100, (1, 1, 512), "int8")
+    y = xconv.conv(x, w, dtype=np.int32)
+    assert (y == xconv.conv(x.astype("int64"), w.astype("int64"))).all()
+    with pytest.raises(TypeError, match="need floating or complex arrays"):
+        xconv.conv(x, w[..., :3], method=method)
+
+
+def test_fft_tiles_stay_small_where_the_output_is_large():
+    x, w = np.broadcast_to(np.float32(1), (1, 1, 20_000_000)), np.ones((1, 1, 1024), np.float32)
+    (step,) = xconv.explain(x, w).steps
+    assert step.method == "fft"
+    assert step.blocks > 8
+    assert step.block_bytes + step.weight_bytes < 2**25
+
+
+def test_cut_sums_stay_within_the_workspace_when_cold():
+    """Nothing is kept of earlier calls by a thread that is new."""
+    import threading
+
+    x, w = normal(1, 8, 96, 96), normal(8, 8, 3, 3)
+    peaks = []
+
+    def cold():
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        y = xconv.conv(x, w, dilation=20, method="windows", max_workspace=2**18)
+        peaks.append(tracemalloc.get_traced_memory()[1] - before - y.nbytes)
+
+    tracemalloc.start()
+    for _ in range(2):
+        thread = threading.Thread(target=cold)
+        thread.start()
+        thread.join()
+    tracemalloc.stop()
+    assert peaks[-1] <= 2**18 + 2**16

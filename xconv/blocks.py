@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from . import choice, padding, plan, workers
 from .choice import Algorithm, Task
 from .geometry import SPATIAL, Geometry, Ints, Window
-from .namespace import Array, Namespace, begin_block, cast, contiguous, dtype_name, finite
+from .namespace import Array, Namespace, begin_block, cast, contiguous, dtype_name, dtype_of, finite
 from .plan import Limits, Range
 
 ALL = (slice(None),) * SPATIAL
@@ -53,7 +53,7 @@ class Setup(NamedTuple):
 
     def ready(self, a: Array, operand: int) -> Array:
         """Convert an operand to the dtype of the products, and conjugate it where it asks."""
-        if dtype_name(a.dtype) != self.compute:
+        if a.dtype != dtype_of(self.xp, self.compute):
             a = contiguous(self.xp, a, self.compute)
         return self.xp.conj(a) if self.conjugate[operand] else a
 
@@ -80,29 +80,40 @@ def forward(
     pairs = [(x[(*ALL, *read)], w) for x, w in pairs]
     chosen, cut = choice.forward(setup.task, geom, len(pairs), mirrored)
     sums = list(plan.boxes([(geom.c, cut.c), *zip(geom.W, cut.w, strict=True)]))
-    once = len(pairs) == len(sums) == 1 and dtype_name(y.dtype) == setup.compute
-    checked = setup.task.method == "auto" and chosen not in choice.EXACT
+    single = len(pairs) == len(sums) == 1
+    once = single and y.dtype == dtype_of(setup.xp, setup.compute)
+    checked = choice.spreads(setup.task, chosen)
     spoiled: list[tuple[Range, ...]] = []
+    room = cut.block if chosen.SCRATCH else 0
     prepared = functools.partial(_prepared, setup, chosen, geom, cut.o, mirrored)
 
-    def work(task: tuple[Range, ...]) -> None:
-        begin_block(cut.block)
+    def term(task: Any, x: Array, w: Array, ready: Any, part: Any, out: Array | None) -> Array:
+        begin_block(setup.xp, room)
         own, k, sample, *outputs = task
+        if ready is None:
+            kernel = prepared(w, own, k, part)
+        else:
+            kernel = ready[slices(_from(own, first_g), _from(k, first_k))]
+        block = load(setup, x, geom, own, sample, outputs, part)
+        slides = window(geom, outputs, part[1:], mirrored)
+        return chosen.forward(setup.xp, block, kernel, slides, out)
+
+    def work(task: tuple[Range, ...]) -> None:
+        own, k = task[:2]
         there = y[slices(*task)]
-        total = None
-        for (x, w), ready in zip(pairs, held, strict=True):
-            for part in sums:
-                if ready is None:
-                    kernel = prepared(w, own, k, part)
-                else:
-                    kernel = ready[slices(_from(own, first_g), _from(k, first_k))]
-                block = load(setup, x, geom, own, sample, outputs, part)
-                slides = window(geom, outputs, part[1:], mirrored)
-                term = chosen.forward(setup.xp, block, kernel, slides, there if once else None)
-                total = term if total is None else total + term
+        terms = (
+            term(task, x, w, ready, part, there if once else None)
+            for (x, w), ready in zip(pairs, held, strict=True)
+            for part in sums
+        )
+        total = next(terms)
+        if not single:
+            total = setup.xp.asarray(total, copy=True)  # the next term takes its memory
+            for other in terms:
+                total += other
         if checked and not finite(total):
             spoiled.append(task)
-        store(setup, there, None if bias is None else bias[slices(own, k)], total)
+        store(setup, there, some_of(bias, own, k), total)
 
     sizes = [(geom.N, cut.n), *zip(geom.O, cut.o, strict=True)]
     for groups, outs in plan.boxes([(geom.G, cut.shared_g), (geom.k, cut.shared_k)]):
@@ -149,8 +160,7 @@ def _again(
     g, n = own[1] - own[0], sample[1] - sample[0]
     part = geom.part(g, k[1] - k[0], n, *zip(*outputs, strict=True))
     operands = [(x[slices(own, (0, geom.c), sample)], w[slices(own, k)]) for x, w in pairs]
-    some = None if bias is None else bias[slices(own, k)]
-    forward(setup.exact(), operands, y[slices(*task)], part, some, mirrored)
+    forward(setup.exact(), operands, y[slices(*task)], part, some_of(bias, own, k), mirrored)
 
 
 def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> None:
@@ -163,13 +173,13 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
     geom, read = geom.skipping()
     x = x[(*ALL, *read)]
     chosen, cut = choice.grad_weight(setup.task, geom)
-    checked = setup.task.method == "auto" and chosen not in choice.EXACT
+    checked = choice.spreads(setup.task, chosen, weights=True)
     spoiled = False
     rank, total = geom.rank, None
     last = (geom.N, *geom.O)
 
     def work(task: tuple[Range, ...]) -> Array:
-        begin_block(cut.block)
+        begin_block(setup.xp, cut.block if chosen.SCRATCH else 0)
         own, k, part, sample, outputs = *task[:2], task[2 : 3 + rank], task[-1 - rank], task[-rank:]
         block = load(setup, x, geom, own, sample, outputs, part)
         rows = setup.ready(g[slices(own, k, sample, *outputs)], 1)
@@ -190,6 +200,7 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
     sizes = [*weights, *zip(geom.W, cut.w, strict=True), (geom.N, cut.n)]
     tasks = plan.boxes([*sizes, *zip(geom.O, cut.o, strict=True)])
     workers.run(tasks, work, finish, workers=cut.workers(setup.limits, setup.threads))
+    total = None
     if spoiled:
         grad_weight(setup.exact(), x, g, dw, geom)
 
@@ -231,6 +242,11 @@ def store(setup: Setup, there: Array, bias: Array | None, block: Array | None = 
 def slices(*ranges: Range) -> tuple[slice, ...]:
     """Return the index of a box."""
     return tuple(slice(start, stop) for start, stop in ranges)
+
+
+def some_of(bias: Array | None, *ranges: Range) -> Array | None:
+    """Return the bias of these groups and channels."""
+    return None if bias is None else bias[slices(*ranges)]
 
 
 def _from(own: Range, first: int) -> Range:

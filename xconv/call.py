@@ -35,7 +35,8 @@ from .namespace import (
 )
 from .plan import MIB, Limits
 
-# Blocks of 1 MiB stay in a core's cache; a GPU wants few and large ones.
+# Blocks of 8 MiB: large enough for calls that are long, small enough for a shared cache. A GPU
+# wants few and large ones.
 CPU = Limits(64 * MIB, 8 * MIB)
 GPU = Limits(512 * MIB, 512 * MIB)
 
@@ -232,7 +233,7 @@ class Call:
             y = getattr(expression, name)(setup, grouped, geom, bias)
             return layout.ungrouped(xp, cast(xp, y, types.result), result, self.batched)
 
-        return self._run(write, evaluate, like, types.compute, (False, conjugate))
+        return self._run(write, evaluate, like, types, (False, conjugate))
 
     def _nothing(self, shape: Ints, name: str, like: Array, pairs: list[Pair]) -> Array:
         """Return zeros: the sum over no terms, or a result of no elements.
@@ -292,22 +293,21 @@ class Call:
                 dw = expression.grad_weight(setup, *operands, geom)
             return layout.ungrouped_weights(xp, cast(xp, dw, types.result), axes, lead)
 
-        return self._run(write, evaluate, x, types.compute, conjugate)
+        return self._run(write, evaluate, x, types, conjugate)
 
     def _run(
         self,
         write: Callable[[Setup], Array],
         evaluate: Callable[[Setup], Array],
         like: Array,
-        compute: str,
+        types: DTypes,
         conjugate: tuple[bool, bool],
     ) -> Array:
         """Run a contraction where the arrays are: on their device, on this call's threads."""
         xp = self.xp
-        conjugate_a, conjugate_b = (flag and compute in COMPLEX for flag in conjugate)
-        setup = Setup(
-            choice.Task(xp, self.method, compute, self.limits), (conjugate_a, conjugate_b), 1
-        )
+        conjugate_a, conjugate_b = (flag and types.compute in COMPLEX for flag in conjugate)
+        task = choice.Task(xp, self.method, *types, self.limits)
+        setup = Setup(task, (conjugate_a, conjugate_b), 1)
         if not in_place(xp):
             return evaluate(setup)
         with current(like):

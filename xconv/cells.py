@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 
 from . import choice, padding, plan, scatter, workers
-from .blocks import ALL, Pair, Setup, forward, slices, store
+from .blocks import ALL, Pair, Setup, forward, slices, some_of, store
 from .geometry import SPATIAL, Geometry, Ints, Phase, along
 from .namespace import Array, Namespace, begin_block, dtype_of
 from .plan import Range
@@ -93,7 +93,7 @@ def _scattered(
     weights = [scatter.prepare(xp, setup.ready(w, 1)) for _, w in pairs]
 
     def work(task: tuple[Range, ...]) -> None:
-        begin_block(cut.block)
+        begin_block(xp, cut.block)
         own, sample, *cells = task
         begin = tuple(a + first for a, (first, _) in zip(start, cells, strict=True))
         end = tuple(a + last for a, (_, last) in zip(start, cells, strict=True))
@@ -103,7 +103,7 @@ def _scattered(
             scatter.grad_input(xp, setup.ready(g[read], 0), w[slices(own)], geom, first, begin, end)
             for (g, _), w in zip(pairs, weights, strict=True)
         ]
-        some = None if bias is None else bias[slices(own)]
+        some = some_of(bias, own)
         store(setup, dx[slices(own, (0, geom.c), sample, *cells)], some, padding.total(terms))
 
     size = tuple(b - a for a, b in zip(start, stop, strict=True))

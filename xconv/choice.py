@@ -29,6 +29,7 @@ class Algorithm(Hashable, Protocol):
     """What every method's module has."""
 
     CUTS: bool  # whether sums over channels and taps may be cut into parts
+    SCRATCH: bool  # whether temporary arrays are taken from `namespace.scratch`
     LONG: int  # how much larger than others its blocks should be, where its calls are short
 
     def prepare(self, xp: Namespace, w: Array, window: Window) -> Any:
@@ -58,7 +59,6 @@ METHODS: dict[str, Algorithm] = {
     "winograd": winograd,
     "fft": fft,
 }
-EXACT = (windows, taps, pointwise, depthwise)
 
 # Nanoseconds on one core of an AMD EPYC (Zen 4) with NumPy 2.4's OpenBLAS, float32, November 2026;
 # fitted to the suite of `xconv.bench`. What counts is their ratios.
@@ -77,11 +77,12 @@ START = 100_000.0  # before winograd and fft pay at all
 
 
 class Task(NamedTuple):
-    """What the choice depends on: library, method, dtype of the sums, limits."""
+    """What the choice depends on: library, method, dtypes of the sums and the result, limits."""
 
     xp: Namespace
     method: str
     compute: str
+    result: str
     limits: Limits
 
     @property
@@ -103,21 +104,25 @@ def forward(
     task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False
 ) -> tuple[Algorithm, Plan]:
     """Choose the algorithm and the blocks of a forward contraction (NumPy and CuPy)."""
-    return _best(task, geom, plan.forward, pairs, mirrored)
+    return _best(task, geom, plan.forward, pairs, candidates(task, geom, mirrored))
 
 
 @lru_cache(maxsize=1024)
 def grad_weight(task: Task, geom: Geometry) -> tuple[Algorithm, Plan]:
     """Choose the algorithm and the blocks of a weight gradient (NumPy and CuPy)."""
-    return _best(task, geom, plan.grad_weight, 1, False)
+    return _best(task, geom, plan.grad_weight, 1, candidates(task, geom, weights=True))
 
 
 def _best(
-    task: Task, geom: Geometry, cut: Any, pairs: int, mirrored: bool
+    task: Task,
+    geom: Geometry,
+    cut: Any,
+    pairs: int,
+    found: list[tuple[float, Algorithm]],
 ) -> tuple[Algorithm, Plan]:
     """Return the first algorithm whose plan fits, the cheapest first."""
     refusal = None
-    for _, algorithm in candidates(task, geom, mirrored):
+    for _, algorithm in found:
         try:
             return algorithm, cut(geom, algorithm, task.itemsize * pairs, task.limits)
         except Refusal as error:
@@ -126,14 +131,22 @@ def _best(
     raise refusal
 
 
-def candidates(task: Task, geom: Geometry, mirrored: bool) -> list[tuple[float, Algorithm]]:
+def spreads(task: Task, algorithm: Algorithm, weights: bool = False) -> bool:
+    """Whether a NaN may reach results that do not read it, so that these are to be checked."""
+    exact = (windows, taps, pointwise) if weights else (windows, taps, pointwise, depthwise)
+    return task.method == "auto" and algorithm not in exact
+
+
+def candidates(
+    task: Task, geom: Geometry, mirrored: bool = False, weights: bool = False
+) -> list[tuple[float, Algorithm]]:
     """Return estimated times and algorithms, the cheapest first; of a method named, just that."""
     if task.method in ("winograd", "fft"):
         _check_applies(task, geom)
         return [(0.0, METHODS[task.method])]
-    direct = _direct(task, geom)
+    direct = _direct(task, geom, weights)
     found = [(costs(task, geom, direct, mirrored), direct)]
-    inexact = task.method == "auto" and task.compute not in INTEGER and not on_gpu(task.xp)
+    inexact = task.method == "auto" and task.result not in INTEGER and not on_gpu(task.xp)
     if inexact and math.prod(geom.W) > 1:
         if _winograd_applies(geom) and task.compute not in COMPLEX:
             found.append((costs(task, geom, winograd, mirrored), winograd))
@@ -151,13 +164,18 @@ def expression(task: Task, geom: Geometry) -> Algorithm:
     return METHODS["taps" if task.method == "auto" else task.method]
 
 
-def _direct(task: Task, geom: Geometry) -> Algorithm:
-    """Return the exact algorithm for a geometry."""
+def _direct(task: Task, geom: Geometry, weights: bool) -> Algorithm:
+    """Return the algorithm without transforms for a geometry.
+
+    In a weight gradient, `depthwise` multiplies zeros by cells between rows: there it is for
+    "auto", which looks at the result, and not for a GPU, where to look is to wait.
+    """
     if math.prod(geom.W) == 1:
         return pointwise
     if task.method == "taps":
         return taps
-    if geom.c == geom.k == 1 and geom.G > 1 and max(geom.stride) == 1:
+    lone = geom.c == geom.k == 1 and geom.G > 1 and max(geom.stride) == 1
+    if lone and (not weights or (task.method == "auto" and not on_gpu(task.xp))):
         return depthwise
     return windows
 
@@ -169,9 +187,9 @@ def _winograd_applies(geom: Geometry) -> bool:
 
 def _check_applies(task: Task, geom: Geometry) -> None:
     """Refuse what a method that is named cannot do."""
-    if task.compute in INTEGER:
+    if task.result in INTEGER:
         rule = "floating or complex arrays, or another method"
-        raise Refusal(rule, f"method {task.method!r}, sums in {task.compute}", TypeError)
+        raise Refusal(rule, f"method {task.method!r}, result {task.result}", TypeError)
     if task.method == "winograd" and not _winograd_applies(geom):
         raise Refusal(
             f"strides and dilations of 1 and kernel sizes up to {winograd.LARGEST} for method "
@@ -245,7 +263,15 @@ def _phased(task: Task, geom: Geometry, size: Ints) -> float:
     phases = math.prod(geom.stride)
     cells = tuple(-(-n // s) for n, s in zip(size, geom.stride, strict=True))
     W = tuple(-(-w // s) for w, s in zip(geom.W, geom.stride, strict=True))
+    dilation = tuple(d // math.gcd(d, s) for d, s in zip(geom.dilation, geom.stride, strict=True))
     one = dataclasses.replace(
-        geom, C=geom.K, K=geom.C, I=geom.O, W=W, O=cells, stride=(1,) * geom.rank
+        geom,
+        C=geom.K,
+        K=geom.C,
+        I=geom.O,
+        W=W,
+        O=cells,
+        stride=(1,) * geom.rank,
+        dilation=dilation,
     )
     return phases * candidates(task, one, mirrored=True)[0][0]

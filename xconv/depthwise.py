@@ -18,6 +18,7 @@ from .namespace import Array, Namespace, inner, matmul, scratch, windows
 ALL = slice(None)
 
 CUTS = True
+SCRATCH = True
 LONG = 2
 
 
@@ -65,7 +66,7 @@ def _lines(xp: Namespace, x: Array, window: Window) -> Array:
     """Return the block as a line, shifted by each tap of the last axis: (G, last, N*L)."""
     G, length, taps = x.shape[0], math.prod(x.shape[2:]), window.W[-1]
     line = xp.reshape(x, (1, 1, G, length))
-    reach = min((taps - 1) * window.dilation[-1], length)
+    reach = (taps - 1) * window.dilation[-1]
     lines = scratch(xp, (G, taps, length), x.dtype)
     shifted = windows(xp, line, Window((length - reach,), (taps,), (1,), window.dilation[-1:]))
     lines[..., : length - reach] = xp.permute_dims(shifted[0, 0, ...], (1, 0, 2))

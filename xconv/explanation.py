@@ -161,7 +161,7 @@ def explain(
         "grad_weight": call.weight_terms,
     }
     types = call.types(x, w, terms[contraction]())
-    task = Task(xp, call.method, types.compute, call.limits)
+    task = Task(xp, call.method, *types, call.limits)
     geom = call.geom
     return Explanation(
         contraction,
@@ -181,13 +181,18 @@ def _steps(task: Task, call: Call, contraction: str) -> Iterator[Step]:
     if 0 in (geom.N, geom.C, geom.K, *geom.I):
         return
     if not in_place(task.xp):
-        yield Step(_name(choice.expression(task, geom)), 1, 0, 0, {})
+        pieces = [geom]
+        if contraction == "grad_input":
+            phases = [geom.phases(a, *pads.extent(geom, a)) for a in range(geom.rank)]
+            pieces = [geom.backwards(phase) for phase in itertools.product(*phases)]
+        for piece in pieces:
+            yield Step(_name(choice.expression(task, piece)), 1, 0, 0, {})
     elif contraction == "forward":
         geom, _ = geom.skipping()
         yield _planned(task, geom, *choice.forward(task, geom))
     elif contraction == "grad_weight":
         geom, _ = geom.skipping()
-        step = _planned(task, geom, *choice.grad_weight(task, geom))
+        step = _planned(task, geom, *choice.grad_weight(task, geom), weights=True)
         _, cut = choice.grad_weight(task, geom)
         parts = zip((geom.c, *geom.W), (cut.c, *cut.w), strict=True)
         yield replace(step, blocks=step.blocks * math.prod(-(-n // part) for n, part in parts))
@@ -220,10 +225,15 @@ def _input_steps(task: Task, geom: Geometry) -> Iterator[Step]:
 
 
 def _planned(
-    task: Task, geom: Geometry, algorithm: Algorithm, cut: Plan, mirrored: bool = False
+    task: Task,
+    geom: Geometry,
+    algorithm: Algorithm,
+    cut: Plan,
+    mirrored: bool = False,
+    weights: bool = False,
 ) -> Step:
     sizes = zip((geom.G, geom.k, geom.N, *geom.O), (cut.g, cut.k, cut.n, *cut.o), strict=True)
-    compared = choice.candidates(task, geom, mirrored)
+    compared = choice.candidates(task, geom, mirrored, weights)
     estimates = {_name(other): ns / 1e9 for ns, other in compared} if len(compared) > 1 else {}
     blocks = math.prod(-(-total // part) for total, part in sizes)
     return Step(_name(algorithm), blocks, cut.block, cut.shared, estimates)

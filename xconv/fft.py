@@ -14,9 +14,10 @@ import math
 from functools import lru_cache
 
 from .geometry import SPATIAL, Ints, Window
-from .namespace import COMPLEX, Array, Namespace, dtype_name, gathered, spread
+from .namespace import COMPLEX, Array, Namespace, dtype_name, in_place, spread
 
 CUTS = False
+SCRATCH = False
 LONG = 1
 
 
@@ -24,7 +25,11 @@ def prepare(xp: Namespace, w: Array, window: Window) -> Array:
     """Return the conjugate spectra of w (G, k, c, *W): (G, k, c, *F), for blocks of this size."""
     if window.mirrored:
         w = xp.flip(w, axis=tuple(range(SPATIAL, w.ndim)))
-    return _mirrored(xp, spread(xp, w, window.dilation), _lengths(window))
+    spectra = _mirrored(xp, spread(xp, w, window.dilation), _lengths(window))
+    if w.shape[2] == 1:
+        return spectra
+    rows = _channels_last(xp, spectra)  # once, not for every block
+    return xp.permute_dims(rows, (0, rows.ndim - 2, rows.ndim - 1, *range(1, rows.ndim - 2)))
 
 
 def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
@@ -35,8 +40,9 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
     if x.shape[1] == 1:
         product = w * spectra
     else:
+        rows = xp.permute_dims(w, (0, *range(SPATIAL, w.ndim), 1, 2))
         # (G, *F, k, c) @ (G, *F, c, N) -> (G, *F, k, N)
-        product = _channels_first(xp, xp.matmul(_channels_last(xp, w), _channels_last(xp, spectra)))
+        product = _channels_first(xp, xp.matmul(rows, _channels_last(xp, spectra)))
     y = _inverse(xp, product, lengths, real)
     steps = (slice(0, s * (o - 1) + 1, s) for o, s in zip(window.O, window.stride, strict=True))
     return y[(slice(None),) * SPATIAL + tuple(steps)]
@@ -56,7 +62,8 @@ def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
         product = _channels_first(xp, xp.matmul(_channels_last(xp, others), columns))
     dw = _inverse(xp, product, lengths, real)
     steps = (slice(0, d * (w - 1) + 1, d) for w, d in zip(window.W, window.dilation, strict=True))
-    return dw[(slice(None),) * SPATIAL + tuple(steps)]
+    dw = dw[(slice(None),) * SPATIAL + tuple(steps)]
+    return xp.asarray(dw, copy=True) if in_place(xp) else dw  # not to hold on to all lengths
 
 
 def _spectra(xp: Namespace, a: Array, lengths: Ints) -> Array:
@@ -79,13 +86,13 @@ def _inverse(xp: Namespace, a: Array, lengths: Ints, real: bool) -> Array:
 def _channels_last(xp: Namespace, a: Array) -> Array:
     """(G, a, b, *F) -> (G, *F, a, b), as `matmul` takes it."""
     view = xp.permute_dims(a, (0, *range(SPATIAL, a.ndim), 1, 2))
-    return gathered(xp, view, view.shape)
+    return xp.asarray(view, copy=True) if in_place(xp) else view
 
 
 def _channels_first(xp: Namespace, a: Array) -> Array:
     """(G, *F, a, b) -> (G, a, b, *F)."""
     view = xp.permute_dims(a, (0, a.ndim - 2, a.ndim - 1, *range(1, a.ndim - 2)))
-    return gathered(xp, view, view.shape)
+    return xp.asarray(view, copy=True) if in_place(xp) else view
 
 
 def _lengths(window: Window) -> Ints:

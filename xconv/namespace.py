@@ -270,11 +270,11 @@ class _Scratch(threading.local):
     used = 0
 
     def begin(self, size: int) -> None:
-        """Begin a block: what the last one took is free again."""
+        """Begin a block: what the last one took is free again. Too large ones are not kept."""
         self.used = 0
-        if len(self.memory) < min(size, self.KEPT):
+        if len(self.memory) < size <= self.KEPT:
             self.memory = np.empty(0, np.uint8)  # the old one is freed before there is a new one
-            self.memory = np.empty(min(size, self.KEPT), np.uint8)
+            self.memory = np.empty(size, np.uint8)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Return an array that lasts until the thread's next block."""
@@ -287,7 +287,12 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
-begin_block = _scratch.begin
+
+
+def begin_block(xp: Namespace, size: int) -> None:
+    """Begin a block that takes up to `size` bytes of `scratch`."""
+    if not on_gpu(xp):
+        _scratch.begin(size)
 
 
 def scratch(xp: Namespace, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -325,7 +330,7 @@ PIECE = 2048  # numbers that BLAS sums well where a product of few rows and colu
 def inner(xp: Namespace, a: Array, b: Array) -> Array:
     """Multiply a (.., k, P) and b (.., m, P) to (.., k, m), long sums in pieces."""
     length, few = a.shape[-1], a.shape[-2] * b.shape[-2] <= 64 * 64
-    if not (in_place(xp) and few and length >= 2 * PIECE):
+    if not (array_api_compat.is_numpy_namespace(xp) and few and length >= 2 * PIECE):
         return xp.matmul(a, xp.matrix_transpose(b))
     count = length // PIECE
     whole = count * PIECE

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .geometry import SPATIAL, Geometry, Ints, along
-from .namespace import Array, Namespace, device, dtype_name, dtype_of, scratch
+from .namespace import Array, Namespace, device, dtype_of, scratch
 
 ALL = (slice(None),) * SPATIAL
 
@@ -155,7 +155,7 @@ def read(xp: Namespace, x: Array, geom: Geometry, start: Ints, stop: Ints, name:
     ]
     if all(len(runs) == 1 and runs[0].step == 1 and runs[0].source is not None for runs in axes):
         inside = x[(*ALL, *(runs[0].cells() for runs in axes))]
-        if dtype_name(x.dtype) == name:
+        if x.dtype == dtype_of(xp, name):
             return inside
         block = scratch(xp, inside.shape, dtype_of(xp, name))
         block[...] = inside

@@ -124,9 +124,15 @@ def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits)
     def window(o: Ints, w: Ints) -> Window:
         return Window(o, w, geom.stride, geom.dilation)
 
+    # the widest block of one group and channel: what prepared weights may depend on
+    widest = _first(
+        halved(geom.O, tuple(range(geom.rank))),
+        lambda o: itemsize * algorithm.workspace(1, 1, window(o, geom.W), 1, 1) <= limits.block,
+    )
+
     def weights(held: Ints) -> int:
         g, k, c, *w = held
-        return itemsize * algorithm.prepared(g, window(geom.O, tuple(w)), c, k)
+        return itemsize * algorithm.prepared(g, window(widest, tuple(w)), c, k)
 
     def numbers(held: Ints, shape: Ints, w: Ints) -> int:
         (_, k, c, *_), (g, n, *o) = held, shape
@@ -151,7 +157,7 @@ def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits)
     samples_first = (1, 0) if math.prod(geom.O) >= POSITIONS else (0, 1)
 
     def shape_for(w: Ints) -> Ints:
-        shapes = halved((held[0], geom.N, *geom.O), (*samples_first, *range(2, 2 + geom.rank)))
+        shapes = halved((held[0], geom.N, *widest), (*samples_first, *range(2, 2 + geom.rank)))
         return _first(shapes, lambda shape: block(held, shape, w) <= wanted)
 
     w = held[3:]

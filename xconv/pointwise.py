@@ -11,6 +11,7 @@ from .geometry import Window, taps
 from .namespace import Array, Namespace, inner, matmul, merged, sample_first
 
 CUTS = True
+SCRATCH = True
 LONG = 1
 
 

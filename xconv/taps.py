@@ -12,6 +12,7 @@ from .geometry import Window, taps
 from .namespace import Array, Namespace
 
 CUTS = True
+SCRATCH = False
 LONG = 1
 
 

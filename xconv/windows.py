@@ -24,6 +24,7 @@ from .namespace import (
 SHORT = 256  # positions of a sample below which samples share one product
 
 CUTS = True
+SCRATCH = True
 LONG = 1
 
 

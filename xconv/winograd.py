@@ -28,6 +28,7 @@ from .namespace import Array, Namespace, constant, gathered, in_place, matmul, s
 from .padding import embedded
 
 CUTS = False
+SCRATCH = True
 LONG = 1
 LARGEST = 5  # taps of an axis
 POINTS = {4: (0, 1, -1), 6: (0, Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))}

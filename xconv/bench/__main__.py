@@ -53,14 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             memory=not options.no_memory,
         )
         rows = list(progress(found, len(jobs)))
-    ours = next(name for name in rows[0].seconds if name.startswith("xconv"))
+    if options.json is not None:
+        report.save(options.json, machine, rows)
+    ours = next((name for name in rows[0].seconds if name.startswith("xconv")), "xconv")
     print(report.table(rows, ours))
     if "torch" in rows[0].seconds:
         print("\nTime over PyTorch's: geometric mean (largest)\n")
         print(report.summary(rows, ours))
     print("\n" + ", ".join(f"{key} {value}" for key, value in machine.items()))
-    if options.json is not None:
-        report.save(options.json, machine, rows)
     if options.plot is not None:
         report.draw(options.plot, machine, rows, ours)
     return 0

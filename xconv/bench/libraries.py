@@ -154,7 +154,7 @@ def with_formulas() -> Runner:
             return np.ascontiguousarray(np.moveaxis(y, -1, 1))
 
         def grad_weight() -> Array:
-            view = windows(np.pad(x, around), layer.O, d, s)[(..., *(slice(None),) * rank)]
+            view = windows(np.pad(x, around), layer.O, d, s)
             view = view[(slice(None), slice(None), *(slice(size) for size in layer.W))]
             return np.tensordot(g, view, axes=((0, *axes), (0, *inner)))
 

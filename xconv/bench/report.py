@@ -99,12 +99,14 @@ def draw(path: Path, machine: dict[str, Any], rows: list[Row], ours: str = "xcon
                 if (row.job.dtype, row.job.contraction) == (dtype, contraction)
                 and (ratio := row.ratio(ours))
             ]
+            if not points:
+                continue
             whole = mean(ratio for _, ratio in points)
             label = f"{contraction.replace('_', ' ')}: {whole:.2f} in the geometric mean"
             axes.plot(*zip(*points, strict=True), ".", color=COLORS[contraction], label=label)
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set_yscale("log")
-        ticks = (0.01, 0.03, 0.1, 0.25, 0.5, 1, 2, 4)
+        ticks = (0.01, 0.03, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16)
         axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set_ylabel(f"{dtype}: time of xconv / PyTorch")
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
