@@ -71,9 +71,7 @@ def forward(
     There is one pair of x and w, two in a second derivative, or none; bias is (G, k, 1, .., 1).
     ``mirrored`` weights are taken in reverse order along every axis.
     """
-    if 0 in y.shape:
-        return
-    if not geom.C or not pairs:
+    if 0 in y.shape or not geom.C or not pairs:
         store(setup, y, bias)
         return
     geom, read = geom.skipping()
