@@ -57,6 +57,7 @@ LINES = """
     nn testing
 """
 OUTSIDE = {  # who may import what, of what does not come with Python
+    "bench": {"cupy", "numpy", "tqdm"},
     "namespace": {"array_api_compat", "numpy"},
     "workers": {"threadpoolctl"},
     "demo": {"array_api_compat", "numpy"},
@@ -68,7 +69,8 @@ FUNCTIONS = [xconv.testing.check_adjoint, xconv.testing.check_gradients] + [
     for name in sorted(PUBLIC)
     if inspect.isfunction(function := getattr(xconv, name, None))
 ]
-MODULES = sorted((ROOT / "xconv").glob("*.py"))
+MODULES = sorted((ROOT / "xconv").rglob("*.py"))
+BENCH = {path.stem for path in MODULES if path.parent.name == "bench"}
 
 
 def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
@@ -110,11 +112,14 @@ def test_public_names():
     assert all(hasattr(xconv, name) for name in PUBLIC)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}.{path.stem}")
 def test_imports_go_one_way(path):
     inside, outside = imported(path)
     own = path.stem
-    if own == "__init__":
+    if path.parent.name == "bench":
+        assert inside <= PUBLIC | BENCH | {""}
+        own = "bench"
+    elif own == "__init__":
         pass
     elif own in USERS:
         assert inside <= PUBLIC | USERS
