@@ -64,9 +64,19 @@ def test_the_command_measures_prints_and_draws(tmp_path, capsys):
 
 
 def test_the_command_says_what_it_lacks(capsys):
-    assert main(["--layers", "no such layer"]) == 2
-    assert main(["--libraries", "xconv", "nothing"]) == 2
-    assert "missing: ['nothing']" in capsys.readouterr().err
+    for arguments, message in (
+        (["--layers", "no such layer"], "got 'no such layer'"),
+        (["--layers", "Net-5 and no start of a word"], "need --layers"),
+        (["--libraries", "xconv", "nothing"], r"got ['nothing']"),
+        (["--libraries", "xconv:foo"], r"got ['xconv:foo']"),
+        (["--rounds", "0"], "got 0, "),
+        (["--json", "/no such folder/rows.json"], "a folder that exists"),
+        (["--load", "no such file"], "got no such file"),
+        (["--libraries", "xconv", "--plot", "a.png"], "need torch"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert message in capsys.readouterr().err
 
 
 def test_means_are_geometric_and_leave_out_what_is_missing():

@@ -27,7 +27,9 @@ class Step:
     Attributes
     ----------
     method : str
-        The algorithm: a public method, or what it comes to for this geometry.
+        The algorithm: a public method, or what "windows" and "taps" come to in NumPy and CuPy:
+        "pointwise" for kernels of one tap, "depthwise" for one channel per group, "scatter" for
+        an input gradient with its products first.
     blocks : int
         How many blocks there are; 1 where an expression computes everything at once.
     block_bytes, weight_bytes : int
@@ -45,13 +47,15 @@ class Step:
     def __str__(self) -> str:
         text = f"{self.method}: {self.blocks} block{'s' * (self.blocks > 1)}"
         if self.block_bytes:
-            text += (
-                f" of {self.block_bytes / MIB:.2f} MiB, weights {self.weight_bytes / MIB:.2f} MiB"
-            )
+            text += f" of {_bytes(self.block_bytes)}, weights {_bytes(self.weight_bytes)}"
         if self.estimates:
             times = (f"{name} {seconds * 1e3:.3g} ms" for name, seconds in self.estimates.items())
             text += f"; estimated on one core: {', '.join(times)}"
         return text
+
+
+def _bytes(count: int) -> str:
+    return f"{count / MIB:.3g} MiB" if count >= MIB else f"{count / 1024:.3g} KiB"
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,11 @@ class Explanation:
             f"{self.contraction}: x {self.x}, w {self.w}, y {self.y}; {self.operations:.3g} "
             f"operations, summed in {self.compute}, result {self.result}"
         )
-        return "\n".join([head, *(f"  {step}" for step in self.steps)])
+        lines = []
+        for step, alike in itertools.groupby(map(str, self.steps)):
+            count = len(list(alike))
+            lines.append(f"  {count} times {step}" if count > 1 else f"  {step}")
+        return "\n".join([head, *lines])
 
 
 @public
@@ -145,7 +153,7 @@ def explain(
     'fft'
     >>> print(explain(x[..., :8], w[..., :3], method="windows"))
     forward: x (1, 1, 8), w (1, 1, 3), y (1, 1, 6); 36 operations, summed in float32, result float32
-      windows: 1 block of 0.00 MiB, weights 0.00 MiB
+      windows: 1 block of 0.148 KiB, weights 0.0117 KiB
     """
     if not isinstance(contraction, str) or contraction not in CONTRACTIONS:
         kind = ValueError if isinstance(contraction, str) else TypeError

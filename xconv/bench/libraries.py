@@ -201,13 +201,16 @@ def runner(name: str, backend: str) -> Runner:
     return {"jax": with_jax, "scipy": with_scipy, "formulas": with_formulas}[library]()
 
 
+VARIANTS = {"xconv": ("windows", "taps", "winograd", "fft", "auto"), "torch": ("tf32",)}
 NEEDS = {"xconv": "numpy", "torch": "torch", "jax": "jax", "scipy": "scipy", "formulas": "numpy"}
 
 
 def available(name: str) -> bool:
-    """Whether a library is installed."""
-    needed = NEEDS.get(name.partition(":")[0])
-    return needed is not None and importlib.util.find_spec(needed) is not None
+    """Whether a library is installed, and its variant, if one is named, known."""
+    library, _, variant = name.partition(":")
+    needed = NEEDS.get(library)
+    known = variant in ("", *VARIANTS.get(library, ()))
+    return known and needed is not None and importlib.util.find_spec(needed) is not None
 
 
 def stopwatch(name: str, backend: str) -> Callable[[Task], float]:

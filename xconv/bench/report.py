@@ -24,12 +24,12 @@ def mean(ratios: Iterable[float | None]) -> float:
 def table(rows: list[Row], ours: str = "xconv") -> str:
     """Return one line per row: times, ratios to each other library, memory, floor."""
     others = [name for name in rows[0].seconds if name != ours] if rows else []
-    head = f"{'layer':<38}{'dtype':<9}{'contraction':<12}{'ms':>9}{'floor':>7}"
-    lines = [head + "".join(f"{name:>15}" for name in others) + f"{'MiB':>8}{'error':>9}"]
+    head = f"{'layer':<38}{'dtype':<9}{'contraction':<12}{'ms':>9}{'x floor':>8}"
+    lines = [head + "".join(f"{'vs ' + name:>15}" for name in others) + f"{'MiB':>8}{'error':>9}"]
     for row in rows:
         time = row.seconds.get(ours)
         line = f"{row.job.layer.name:<38}{row.job.dtype:<9}{row.job.contraction:<12}"
-        line += f"{time * 1e3:9.3f}{time / row.floor:7.1f}" if time else f"{'-':>9}{'-':>7}"
+        line += f"{time * 1e3:9.3f}{time / row.floor:8.1f}" if time else f"{'-':>9}{'-':>8}"
         for name in others:
             ratio = row.ratio(ours, name)
             line += f"{ratio:15.2f}" if ratio else f"{'-':>15}"
@@ -44,7 +44,8 @@ def summary(rows: list[Row], ours: str = "xconv", theirs: str = "torch") -> str:
     """Return a Markdown table: the geometric mean of the ratios per group, the worst row beside."""
     dtypes = list(dict.fromkeys(row.job.dtype for row in rows))
     groups = list(dict.fromkeys(row.job.layer.group for row in rows))
-    columns = [(dtype, c) for dtype in dtypes for c in CONTRACTIONS]
+    done = {row.job.contraction for row in rows}
+    columns = [(dtype, c) for dtype in dtypes for c in CONTRACTIONS if c in done]
     head = " | ".join(f"{dtype} {c.replace('_', ' ')}" for dtype, c in columns)
     lines = [f"| layers | {head} |", "|---|" + "---|" * len(columns)]
     for group in [*groups, "all"]:
