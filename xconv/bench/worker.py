@@ -18,7 +18,8 @@ from .libraries import Task, runner, stopwatch
 from .suite import SUITE, Layer
 
 SAMPLE = 0.03  # seconds of calls whose median is one sample
-FEWEST, MOST = 5, 100  # calls of a sample; calls of more than a second count alone
+FEWEST, MOST = 5, 100  # calls of a sample
+SLOW = 0.1  # seconds of a call that is a sample by itself
 
 
 def arrays(layer: Layer, dtype: str) -> list[Any]:
@@ -93,7 +94,7 @@ def main(name: str, backend: str) -> None:
             if task is not None:
                 watch(task)
                 shortest = watch(task)
-                if shortest < 1:
+                if shortest < SLOW:
                     shortest = min(shortest, *(watch(task) for _ in range(4)))
                     count = min(MOST, max(FEWEST, round(SAMPLE / max(shortest, 1e-7))))
                     current = (key, task, count)
