@@ -1,6 +1,7 @@
 """What blocks must not do: load what no tap reads, outgrow the workspace, lose exactness."""
 
 import tracemalloc
+from functools import partial
 
 import dask.array
 import numpy as np
@@ -48,7 +49,7 @@ def test_dilation_loads_no_more_than_the_taps_read(monkeypatch, method):
     dy = xconv.conv(x, w, **options)
     read = 9 * dy[:, 0].size * 64
     assert loaded(monkeypatch, lambda: xconv.conv(x, w, **options)) <= read
-    run = lambda: xconv.conv_grad_weight(dy, x, (3, 3), **options)  # noqa: E731
+    run = partial(xconv.conv_grad_weight, dy, x, (3, 3), **options)
     assert loaded(monkeypatch, run) <= read
 
 
@@ -64,7 +65,7 @@ def test_one_tap_reads_only_every_stride_th_cell(monkeypatch):
     x, w = ones(2, 4, 64, 64), ones(8, 4, 1, 1)
     dy = xconv.conv(x, w, stride=16)
     assert loaded(monkeypatch, lambda: xconv.conv(x, w, stride=16)) == 2 * 4 * 4 * 4
-    run = lambda: xconv.conv_grad_weight(dy, x, (1, 1), stride=16)  # noqa: E731
+    run = partial(xconv.conv_grad_weight, dy, x, (1, 1), stride=16)
     assert loaded(monkeypatch, run) == 2 * 4 * 4 * 4
 
 
@@ -76,7 +77,7 @@ def test_double_backward_stays_within_the_workspace(dtype, given):
     second = [
         a if n in given else None for n, a in zip("xwb", (x, w, ones(32, dtype=dtype)), strict=True)
     ]
-    run = lambda: xconv.conv_double_backward(*second, dy, x, w, max_workspace=workspace)  # noqa: E731
+    run = partial(xconv.conv_double_backward, *second, dy, x, w, max_workspace=workspace)
     assert beyond(run) <= workspace + 2**16
 
 

@@ -69,7 +69,7 @@ def forward(
     """dT/dg: write the sum of the convolutions of each x with its w, plus bias, to y.
 
     There is one pair of x and w, two in a second derivative, or none; bias is (G, k, 1, .., 1).
-    ``mirrored`` weights are taken in reverse order along every axis.
+    ``mirrored`` weights, those of an input gradient, lie in memory in another order.
     """
     if 0 in y.shape or not geom.C or not pairs:
         store(setup, y, bias)
@@ -83,7 +83,7 @@ def forward(
     checked = choice.spreads(setup.task, chosen)
     spoiled: list[tuple[Range, ...]] = []
     room = cut.block if chosen.SCRATCH else 0
-    prepared = functools.partial(_prepared, setup, chosen, geom, cut.o, mirrored)
+    prepared = functools.partial(_prepared, setup, chosen, geom, cut.o)
 
     def term(task: Any, x: Array, w: Array, ready: Any, part: Any, out: Array | None) -> Array:
         begin_block(setup.xp, room)
@@ -93,7 +93,7 @@ def forward(
         else:
             kernel = ready[slices(_from(own, first_g), _from(k, first_k))]
         block = load(setup, x, geom, own, sample, outputs, part)
-        slides = window(geom, outputs, part[1:], mirrored)
+        slides = window(geom, outputs, part[1:])
         return chosen.forward(setup.xp, block, kernel, slides, out)
 
     def work(task: tuple[Range, ...]) -> None:
@@ -118,7 +118,7 @@ def forward(
         first_g, first_k = groups[0], outs[0]
         held = [prepared(w, groups, outs, sums[0]) if len(sums) == 1 else None for _, w in pairs]
         tasks = plan.boxes(sizes, plan.parts(*groups, cut.g), plan.parts(*outs, cut.k))
-        workers.run(tasks, work, workers=cut.workers(setup.limits, setup.threads))
+        workers.run(tasks, work, workers=plan.at_once(cut, setup.limits, setup.threads))
     held = []
     for task in spoiled:
         _again(setup, pairs, y, geom, bias, mirrored, task)
@@ -129,19 +129,14 @@ def _prepared(
     chosen: Algorithm,
     geom: Geometry,
     o: Ints,
-    mirrored: bool,
     w: Array,
     own: Range,
     k: Range,
     part: Sequence[Range],
 ) -> Any:
     """Return a part of the weights as the algorithm takes them, for blocks of `o` outputs."""
-    channels, *taps = part
-    if mirrored:
-        taps = [(n - stop, n - start) for (start, stop), n in zip(taps, geom.W, strict=True)]
-    some = setup.ready(w[slices(own, k, channels, *taps)], 1)
-    slides = window(geom, [(0, size) for size in o], part[1:], mirrored)
-    return chosen.prepare(setup.xp, some, slides)
+    some = setup.ready(w[slices(own, k, *part)], 1)
+    return chosen.prepare(setup.xp, some, window(geom, [(0, size) for size in o], part[1:]))
 
 
 def _again(
@@ -197,18 +192,16 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
     weights = [(geom.G, cut.g), (geom.k, cut.shared_k), (geom.c, cut.c)]
     sizes = [*weights, *zip(geom.W, cut.w, strict=True), (geom.N, cut.n)]
     tasks = plan.boxes([*sizes, *zip(geom.O, cut.o, strict=True)])
-    workers.run(tasks, work, finish, workers=cut.workers(setup.limits, setup.threads))
+    workers.run(tasks, work, finish, workers=plan.at_once(cut, setup.limits, setup.threads))
     total = None
     if spoiled:
         grad_weight(setup.exact(), x, g, dw, geom)
 
 
-def window(
-    geom: Geometry, outputs: Sequence[Range], taps: Sequence[Range], mirrored: bool = False
-) -> Window:
+def window(geom: Geometry, outputs: Sequence[Range], taps: Sequence[Range]) -> Window:
     """Return what slides over the block of these outputs and taps."""
     O = tuple(b - a for a, b in outputs)
-    return Window(O, tuple(b - a for a, b in taps), geom.stride, geom.dilation, mirrored)
+    return Window(O, tuple(b - a for a, b in taps), geom.stride, geom.dilation)
 
 
 def load(

@@ -61,7 +61,8 @@ def _cells(
         store(setup, dx, bias)
         if any(a >= b for a, b in zip(first, last, strict=True)):
             return
-        dx = dx[(*ALL, *_ranges(first, last, start))]
+        begin, end = (tuple(a - b for a, b in zip(at, start, strict=True)) for at in (first, last))
+        dx = dx[_inside(begin, end)]
         start, stop = first, last
     size = tuple(b - a for a, b in zip(start, stop, strict=True))
     if pairs and (cut := choice.scattered(setup.task, geom, size, len(pairs))) is not None:
@@ -108,7 +109,7 @@ def _scattered(
 
     size = tuple(b - a for a, b in zip(start, stop, strict=True))
     sizes = [(geom.G, cut.g), (geom.N, cut.n), *zip(size, cut.i, strict=True)]
-    workers.run(plan.boxes(sizes), work, workers=cut.workers(setup.limits, setup.threads))
+    workers.run(plan.boxes(sizes), work, workers=plan.at_once(cut, setup.limits, setup.threads))
 
 
 def _copied(
@@ -154,16 +155,12 @@ def _copied(
 
 
 def phase_weights(xp: Namespace, w: Array, phases: tuple[Phase, ...]) -> Array:
-    """Return the weights of one phase, input and output channels exchanged."""
+    """Return the weights of one phase, mirrored, input and output channels exchanged."""
     for axis, phase in enumerate(phases, SPATIAL):
         w = w[along(axis, slice(phase.first, None, phase.step))]
+    w = xp.flip(w, axis=tuple(range(SPATIAL, w.ndim)))
     return xp.permute_dims(w, (0, 2, 1, *range(SPATIAL, w.ndim)))
 
 
 def _inside(start: Ints, stop: Ints) -> tuple[slice, ...]:
-    return (*ALL, *_ranges(start, stop, (0,) * len(start)))
-
-
-def _ranges(start: Ints, stop: Ints, begin: Ints) -> tuple[slice, ...]:
-    """Return slices of ``[start, stop)``, counted from `begin`."""
-    return tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, begin, strict=True))
+    return (*ALL, *slices(*zip(start, stop, strict=True)))

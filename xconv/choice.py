@@ -90,6 +90,20 @@ class Task(NamedTuple):
         """Bytes of one number."""
         return itemsize(self.compute)
 
+    @property
+    def wide(self) -> float:
+        """Time to move a number, against float32."""
+        return self.itemsize / 4
+
+    @property
+    def flop(self) -> float:
+        """Time of an operation of a large product."""
+        return FLOP * self.wide * (2 if self.compute in COMPLEX else 1)
+
+    def rows(self, columns: int, k: int) -> float:
+        """Time that a product of `k` rows takes beyond its operations."""
+        return ROW * self.wide * columns if k < 8 else 0.0
+
 
 def checked_method(method: object) -> str:
     """Return the name of a known method."""
@@ -200,8 +214,7 @@ def _check_applies(task: Task, geom: Geometry) -> None:
 
 def costs(task: Task, geom: Geometry, algorithm: Algorithm, mirrored: bool) -> float:
     """Estimate the time of a contraction, in nanoseconds on one core."""
-    wide = task.itemsize / 4
-    flop = FLOP * wide * (2 if task.compute in COMPLEX else 1)
+    wide, flop = task.wide, task.flop
     points, outputs = math.prod(geom.W), geom.N * math.prod(geom.O)
     sums, weights = geom.K * geom.c, geom.K * geom.c * points
     if algorithm is winograd:
@@ -224,8 +237,12 @@ def costs(task: Task, geom: Geometry, algorithm: Algorithm, mirrored: bool) -> f
     if algorithm is pointwise:
         return products
     columns = outputs * geom.C * points
-    slow = ROW * wide * columns if geom.k < 8 else 0.0
-    return products + slow + COPY * wide * columns + mirrored * WEIGHT * wide * weights
+    return (
+        products
+        + task.rows(columns, geom.k)
+        + COPY * wide * columns
+        + mirrored * WEIGHT * wide * weights
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -242,8 +259,7 @@ def scattered(task: Task, geom: Geometry, size: Ints, pairs: int = 1) -> plan.Bo
     cut = plan.grad_input(geom, size, task.itemsize * pairs, task.limits)
     if cut is None:
         return None
-    wide, outputs = task.itemsize / 4, geom.N * math.prod(geom.O)
-    flop = FLOP * wide * (2 if task.compute in COMPLEX else 1)
+    outputs = geom.N * math.prod(geom.O)
     reach = [d * (w - 1) // s for d, w, s in zip(geom.dilation, geom.W, geom.stride, strict=True)]
     edges = math.prod(
         1 + more * s / i
@@ -252,8 +268,8 @@ def scattered(task: Task, geom: Geometry, size: Ints, pairs: int = 1) -> plan.Bo
     )
     columns = outputs * geom.C * points
     add = ADD * (LONE if geom.c == 1 and geom.G > 1 else 1)
-    first = edges * (2 * flop * outputs * geom.K * geom.c * points + add * wide * columns)
-    first += ROW * wide * columns if geom.k < 8 else 0.0
+    first = edges * (2 * task.flop * outputs * geom.K * geom.c * points + add * task.wide * columns)
+    first += task.rows(columns, geom.k)
     first += CALL * points * cut.blocks((geom.G, geom.N, *size))
     return cut if first < _phased(task, geom, size) else None
 

@@ -24,8 +24,6 @@ LONG = 2
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:
     """Return w (G, k, 1, *W) as (G, k, taps of the other axes, taps of the last axis)."""
-    if window.mirrored:
-        w = xp.flip(w, axis=tuple(range(3, w.ndim)))
     return xp.reshape(w, (*w.shape[:2], math.prod(window.W[:-1]), window.W[-1]))
 
 

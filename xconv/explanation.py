@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from . import choice
@@ -15,7 +15,7 @@ from .choice import Algorithm, Task
 from .errors import Refusal, public, shown
 from .geometry import Geometry, Ints
 from .namespace import Array, accept, in_place
-from .plan import MIB, Plan
+from .plan import MIB, Plan, count
 
 CONTRACTIONS = ("forward", "grad_input", "grad_weight")
 
@@ -200,10 +200,7 @@ def _steps(task: Task, call: Call, contraction: str) -> Iterator[Step]:
         yield _planned(task, geom, *choice.forward(task, geom))
     elif contraction == "grad_weight":
         geom, _ = geom.skipping()
-        step = _planned(task, geom, *choice.grad_weight(task, geom), weights=True)
-        _, cut = choice.grad_weight(task, geom)
-        parts = zip((geom.c, *geom.W), (cut.c, *cut.w), strict=True)
-        yield replace(step, blocks=step.blocks * math.prod(-(-n // part) for n, part in parts))
+        yield _planned(task, geom, *choice.grad_weight(task, geom), weights=True)
     else:
         yield from _input_steps(task, geom)
 
@@ -240,10 +237,11 @@ def _planned(
     mirrored: bool = False,
     weights: bool = False,
 ) -> Step:
-    sizes = zip((geom.G, geom.k, geom.N, *geom.O), (cut.g, cut.k, cut.n, *cut.o), strict=True)
+    blocks = count((geom.G, geom.k, geom.N, *geom.O), (cut.g, cut.k, cut.n, *cut.o))
+    if weights:
+        blocks *= count((geom.c, *geom.W), (cut.c, *cut.w))
     compared = choice.candidates(task, geom, mirrored, weights)
     estimates = {_name(other): ns / 1e9 for ns, other in compared} if len(compared) > 1 else {}
-    blocks = math.prod(-(-total // part) for total, part in sizes)
     return Step(_name(algorithm), blocks, cut.block, cut.shared, estimates)
 
 

@@ -24,9 +24,8 @@ def forward(
     return padding.total([*terms, bias] if bias is not None else terms)
 
 
-def _forward(setup: Setup, x: Array, w: Array, geom: Geometry, mirrored: bool = False) -> Array:
+def _forward(setup: Setup, x: Array, w: Array, geom: Geometry) -> Array:
     block, shape = _padded_input(setup, x, geom)
-    shape = shape._replace(mirrored=mirrored)
     chosen = choice.expression(setup.task, geom)
     weights = chosen.prepare(setup.xp, _ready(setup, w, 1), shape)
     return chosen.forward(setup.xp, block, weights, shape)
@@ -65,7 +64,7 @@ def _padded(setup: Setup, g: Array, w: Array, geom: Geometry, chosen: tuple[Phas
     """
     if len(chosen) == geom.rank:
         weights = phase_weights(setup.xp, w, chosen)
-        return _forward(setup, g, weights, geom.backwards(chosen), mirrored=True)
+        return _forward(setup, g, weights, geom.backwards(chosen))
     xp, a = setup.xp, len(chosen)
     start, stop = padding.extent(geom, a)
     first, last = geom.read_range(a)

@@ -23,13 +23,11 @@ LONG = 1
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:
     """Return the conjugate spectra of w (G, k, c, *W): (G, k, c, *F), for blocks of this size."""
-    if window.mirrored:
-        w = xp.flip(w, axis=tuple(range(SPATIAL, w.ndim)))
     spectra = _mirrored(xp, spread(xp, w, window.dilation), _lengths(window))
     if w.shape[2] == 1:
         return spectra
-    rows = _channels_last(xp, spectra)  # once, not for every block
-    return xp.permute_dims(rows, (0, rows.ndim - 2, rows.ndim - 1, *range(1, rows.ndim - 2)))
+    # in the order of the products, once and not for every block
+    return _channels_first(xp, _own(xp, _channels_last(xp, spectra)))
 
 
 def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
@@ -40,9 +38,10 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
     if x.shape[1] == 1:
         product = w * spectra
     else:
-        rows = xp.permute_dims(w, (0, *range(SPATIAL, w.ndim), 1, 2))
+        columns = _own(xp, _channels_last(xp, spectra))
         # (G, *F, k, c) @ (G, *F, c, N) -> (G, *F, k, N)
-        product = _channels_first(xp, xp.matmul(rows, _channels_last(xp, spectra)))
+        product = xp.matmul(_channels_last(xp, w), columns)
+        product = _own(xp, _channels_first(xp, product))
     y = _inverse(xp, product, lengths, real)
     steps = (slice(0, s * (o - 1) + 1, s) for o, s in zip(window.O, window.stride, strict=True))
     return y[(slice(None),) * SPATIAL + tuple(steps)]
@@ -57,13 +56,13 @@ def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
     if x.shape[1] == 1:
         product = xp.sum(others * spectra, axis=2, keepdims=True)
     else:
-        columns = xp.matrix_transpose(_channels_last(xp, spectra))
+        columns = xp.matrix_transpose(_own(xp, _channels_last(xp, spectra)))
         # (G, *F, k, N) @ (G, *F, N, c) -> (G, *F, k, c)
-        product = _channels_first(xp, xp.matmul(_channels_last(xp, others), columns))
+        product = xp.matmul(_own(xp, _channels_last(xp, others)), columns)
+        product = _own(xp, _channels_first(xp, product))
     dw = _inverse(xp, product, lengths, real)
     steps = (slice(0, d * (w - 1) + 1, d) for w, d in zip(window.W, window.dilation, strict=True))
-    dw = dw[(slice(None),) * SPATIAL + tuple(steps)]
-    return xp.asarray(dw, copy=True) if in_place(xp) else dw  # not to hold on to all lengths
+    return _own(xp, dw[(slice(None),) * SPATIAL + tuple(steps)])  # not to hold on to all lengths
 
 
 def _spectra(xp: Namespace, a: Array, lengths: Ints) -> Array:
@@ -84,15 +83,18 @@ def _inverse(xp: Namespace, a: Array, lengths: Ints, real: bool) -> Array:
 
 
 def _channels_last(xp: Namespace, a: Array) -> Array:
-    """(G, a, b, *F) -> (G, *F, a, b), as `matmul` takes it."""
-    view = xp.permute_dims(a, (0, *range(SPATIAL, a.ndim), 1, 2))
-    return xp.asarray(view, copy=True) if in_place(xp) else view
+    """View (G, a, b, *F) as (G, *F, a, b), as `matmul` takes it."""
+    return xp.permute_dims(a, (0, *range(SPATIAL, a.ndim), 1, 2))
 
 
 def _channels_first(xp: Namespace, a: Array) -> Array:
-    """(G, *F, a, b) -> (G, a, b, *F)."""
-    view = xp.permute_dims(a, (0, a.ndim - 2, a.ndim - 1, *range(1, a.ndim - 2)))
-    return xp.asarray(view, copy=True) if in_place(xp) else view
+    """View (G, *F, a, b) as (G, a, b, *F)."""
+    return xp.permute_dims(a, (0, a.ndim - 2, a.ndim - 1, *range(1, a.ndim - 2)))
+
+
+def _own(xp: Namespace, view: Array) -> Array:
+    """Give a view memory of its own, in its order, where arrays are written in place."""
+    return xp.asarray(view, copy=True, order="C") if in_place(xp) else view
 
 
 def _lengths(window: Window) -> Ints:

@@ -10,7 +10,17 @@ from .dtypes import accumulation
 from .errors import Refusal, public
 from .geometry import SPATIAL, Geometry, Window, along, geometry, options, sizes
 from .layout import grouped, layout_axes, ungrouped
-from .namespace import Array, Namespace, accept, cast, current, device, dtype_name, windows
+from .namespace import (
+    Array,
+    Namespace,
+    accept,
+    cast,
+    current,
+    device,
+    dtype_name,
+    spaced,
+    windows,
+)
 
 
 @public
@@ -157,23 +167,12 @@ def _overlapped(xp: Namespace, view: Array, geom: Geometry) -> Array:
         axis, window_axis = SPATIAL + 2 * a, 2 + a
         begin, end = pads.extent(geom, a)
         d, s, low = geom.dilation[a], geom.stride[a], geom.padding[a][0]
-        terms = [
-            _spread(xp, view[along(window_axis, t)], axis, d * t - low - begin, s)
-            for t in range(geom.W[a])
-        ]
-        view = pads.total([_placed(xp, *term, axis, end - begin) for term in terms])
+        terms = []
+        for t in range(geom.W[a]):
+            part = spaced(xp, view[along(window_axis, t)], axis, s)
+            terms.append(_placed(xp, part, d * t - low - begin, axis, end - begin))
+        view = pads.total(terms)
     return view
-
-
-def _spread(xp: Namespace, part: Array, axis: int, first: int, stride: int) -> tuple[Array, int]:
-    """Put entries `stride` apart, with zeros between; the first one belongs at `first`."""
-    if stride == 1:
-        return part, first
-    part = xp.expand_dims(part, axis=axis + 1)
-    shape = (*part.shape[: axis + 1], stride - 1, *part.shape[axis + 2 :])
-    part = xp.concat([part, xp.zeros(shape, dtype=part.dtype, device=device(part))], axis=axis + 1)
-    shape = (*part.shape[:axis], part.shape[axis] * stride, *part.shape[axis + 2 :])
-    return xp.reshape(part, shape), first
 
 
 def _placed(xp: Namespace, part: Array, first: int, axis: int, length: int) -> Array:

@@ -40,16 +40,12 @@ SPATIAL = 3  # the first spatial axis of data as it is computed with: (G, c, N, 
 
 
 class Window(NamedTuple):
-    """What an algorithm sees of a convolution once its input is padded.
-
-    ``mirrored`` weights are to be taken in reverse order along every axis.
-    """
+    """What an algorithm sees of a convolution once its input is padded."""
 
     O: Ints
     W: Ints
     stride: Ints
     dilation: Ints
-    mirrored: bool = False
 
 
 def along(axis: int, cells: int | slice | None) -> tuple[Any, ...]:
@@ -66,9 +62,7 @@ def axis_taps(window: Window, axis: int) -> list[slice]:
 @lru_cache(maxsize=256)
 def taps(window: Window) -> list[tuple[Any, ...]]:
     """Return, for each kernel position in order, what it multiplies of a block (G, c, N, *L)."""
-    axes = [axis_taps(window, a) for a in range(len(window.W))]
-    if window.mirrored:
-        axes = [axis[::-1] for axis in axes]
+    axes = (axis_taps(window, a) for a in range(len(window.W)))
     return [(slice(None),) * SPATIAL + point for point in itertools.product(*axes)]
 
 

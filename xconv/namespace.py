@@ -259,7 +259,7 @@ def _strided(xp: Namespace, a: Array, shape: tuple[int, ...], strides: tuple[int
 
 def sample_first(xp: Namespace, a: Array) -> Array:
     """Exchange channels and samples: (G, c, N, *L) -> (G, N, c, *L)."""
-    return xp.permute_dims(a, (0, 2, 1, *range(3, a.ndim)))
+    return xp.permute_dims(a, (0, 2, 1, *range(SPATIAL, a.ndim)))
 
 
 class _Scratch(threading.local):
@@ -382,12 +382,18 @@ def spread(xp: Namespace, a: Array, steps: tuple[int, ...]) -> Array:
         wide[(slice(None),) * SPATIAL + tuple(there)] = a
         return wide
     for axis, s in enumerate(steps, SPATIAL):
-        if s > 1:
-            shape = (*a.shape[: axis + 1], s - 1, *a.shape[axis + 1 :])
-            zeros = xp.zeros(shape, dtype=a.dtype, device=device(a))
-            wide = xp.concat([xp.expand_dims(a, axis=axis + 1), zeros], axis=axis + 1)
-            a = xp.reshape(wide, (*a.shape[:axis], a.shape[axis] * s, *a.shape[axis + 1 :]))
+        a = spaced(xp, a, axis, s)
     return a[(slice(None),) * SPATIAL + tuple(map(slice, sizes))]
+
+
+def spaced(xp: Namespace, a: Array, axis: int, step: int) -> Array:
+    """Put the entries of one axis `step` apart, zeros behind each, as an expression."""
+    if step == 1:
+        return a
+    shape = (*a.shape[: axis + 1], step - 1, *a.shape[axis + 1 :])
+    zeros = xp.zeros(shape, dtype=a.dtype, device=device(a))
+    wide = xp.concat([xp.expand_dims(a, axis=axis + 1), zeros], axis=axis + 1)
+    return xp.reshape(wide, (*a.shape[:axis], a.shape[axis] * step, *a.shape[axis + 1 :]))
 
 
 def finite(a: Array) -> bool:

@@ -153,16 +153,14 @@ def read(xp: Namespace, x: Array, geom: Geometry, start: Ints, stop: Ints, name:
         pieces(size, geom.padding_mode, a, b)
         for size, a, b in zip(geom.I, start, stop, strict=True)
     ]
-    if all(len(runs) == 1 and runs[0].step == 1 and runs[0].source is not None for runs in axes):
-        inside = x[(*ALL, *(runs[0].cells() for runs in axes))]
-        if x.dtype == dtype_of(xp, name):
-            return inside
-        block = scratch(xp, inside.shape, dtype_of(xp, name))
-        block[...] = inside
-        return block
+    dtype = dtype_of(xp, name)
+    inside = all(len(runs) == 1 and runs[0].step == 1 for runs in axes)
+    zeros = any(run.source is None for runs in axes for run in runs)
+    if inside and not zeros and x.dtype == dtype:
+        return x[(*ALL, *(runs[0].cells() for runs in axes))]
     shape = (*x.shape[:SPATIAL], *(b - a for a, b in zip(start, stop, strict=True)))
-    block = scratch(xp, shape, dtype_of(xp, name))
-    if geom.padding_mode == "zeros":  # one long call: under everything, not at each side
+    block = scratch(xp, shape, dtype)
+    if zeros:  # one long call: under everything, not at each side
         block[...] = 0
     copied = [[run for run in runs if run.source is not None] for runs in axes]
     for runs in itertools.product(*copied):

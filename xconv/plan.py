@@ -45,9 +45,9 @@ class Limits(NamedTuple):
 class Plan(NamedTuple):
     """Sizes of the parts into which each index is cut, and what they take.
 
-    ``g, k, n, o`` are those of a block, ``c, w`` of the sums within it. ``shared_g``, ``shared_k``
-    and ``shared_w`` are the groups, output channels and taps whose weights are prepared at once,
-    for all blocks. ``shared`` and ``block`` are in bytes.
+    ``g, k, n, o`` are those of a block, ``c, w`` of the sums within it. ``shared_g`` and
+    ``shared_k`` are the groups and output channels whose weights are prepared at once, for all
+    blocks. ``shared`` and ``block`` are in bytes.
     """
 
     shared_g: int
@@ -58,13 +58,18 @@ class Plan(NamedTuple):
     o: Ints
     c: int
     w: Ints
-    shared_w: Ints
     shared: int
     block: int
 
-    def workers(self, limits: Limits, available: int) -> int:
-        """How many blocks can be in the works at once."""
-        return max(1, min(available, (limits.workspace - self.shared) // max(self.block, 1)))
+
+def at_once(cut: Plan | Boxes, limits: Limits, available: int) -> int:
+    """How many blocks can be in the works at once."""
+    return max(1, min(available, (limits.workspace - cut.shared) // max(cut.block, 1)))
+
+
+def count(whole: Iterable[int], sizes: Iterable[int]) -> int:
+    """Count the parts into which all axes together are cut."""
+    return math.prod(-(-total // size) for total, size in zip(whole, sizes, strict=True))
 
 
 def parts(start: int, stop: int, size: int) -> list[Range]:
@@ -107,7 +112,7 @@ def _fed(whole: Ints, shape: Ints, work: int, smallest: Ints) -> Ints:
     current = list(shape)
     for axis, least in enumerate(smallest):
         while current[axis] >= 2 * max(least, 1):
-            tasks = math.prod(-(-a // b) for a, b in zip(whole, current, strict=True))
+            tasks = count(whole, current)
             if tasks >= TASKS or work < 2 * tasks * GRAIN:
                 return tuple(current)
             current[axis] = -(-current[axis] // 2)
@@ -174,7 +179,7 @@ def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits)
     n, *o, g, k = _fed(everything, (n, *o, g, held[1]), work, least)
     size = block((g, k, *held[2:]), (g, n, *o), w)
     _check(shared + size, limits)
-    return Plan(held[0], held[1], g, k, n, tuple(o), held[2], w, held[3:], shared, size)
+    return Plan(held[0], held[1], g, k, n, tuple(o), held[2], w, shared, size)
 
 
 class Boxes(NamedTuple):
@@ -188,12 +193,7 @@ class Boxes(NamedTuple):
 
     def blocks(self, whole: Ints) -> int:
         """How many blocks there are of groups, samples and cells."""
-        sizes = zip(whole, (self.g, self.n, *self.i), strict=True)
-        return math.prod(-(-total // part) for total, part in sizes)
-
-    def workers(self, limits: Limits, available: int) -> int:
-        """How many blocks can be in the works at once."""
-        return max(1, min(available, (limits.workspace - self.shared) // max(self.block, 1)))
+        return count(whole, (self.g, self.n, *self.i))
 
 
 @lru_cache(maxsize=1024)
@@ -276,4 +276,4 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
     g, k, c, *w = held
     shared, size = itemsize * math.prod(held), block(held, (n, *o))
     _check(shared + size, limits)
-    return Plan(g, k, g, k, n, tuple(o), c, tuple(w), tuple(w), shared, size)
+    return Plan(g, k, g, k, n, tuple(o), c, tuple(w), shared, size)

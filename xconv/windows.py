@@ -30,8 +30,6 @@ LONG = 1
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:
     """Return w (G, k, c, *W) as the matrices (G, k, c*W), in the order of the windows."""
-    if window.mirrored:
-        w = xp.flip(w, axis=tuple(range(3, w.ndim)))
     return xp.reshape(w, (*w.shape[:2], math.prod(w.shape[2:])))
 
 
@@ -75,13 +73,11 @@ def _columns(xp: Namespace, x: Array, window: Window, parts: int) -> Array:
 
 
 def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
-    """Elements that `forward` needs beyond its operands and its result."""
+    """Elements that a contraction needs beyond its operands and its result."""
     return G * N * math.prod(window.O) * math.prod(window.W) * c
 
 
-def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
-    """Elements that `grad_weight` needs beyond its operands and its result."""
-    return G * N * math.prod(window.O) * math.prod(window.W) * c
+weight_workspace = workspace  # the same columns
 
 
 def prepared(G: int, window: Window, c: int, k: int) -> int:

@@ -38,8 +38,6 @@ Matrix = tuple[tuple[Fraction, ...], ...]
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:
     """Return the transforms of w (G, k, c, *W) as (G, k, points, c)."""
-    if window.mirrored:
-        w = xp.flip(w, axis=tuple(range(SPATIAL, w.ndim)))
     G, k, c = w.shape[:3]
     taps = xp.matrix_transpose(xp.reshape(w, (G, k * c, math.prod(window.W))))
     # (points, W) @ (G, W, k*c) -> (G, points, k*c)

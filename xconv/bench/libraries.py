@@ -218,11 +218,12 @@ def stopwatch(name: str, backend: str) -> Callable[[Task], float]:
     if backend == "cupy":
         library = name.partition(":")[0]
         cuda = importlib.import_module("torch" if library == "torch" else "cupy").cuda
+        event: Any = cuda.Event
         if library == "torch":
-            event = functools.partial(cuda.Event, enable_timing=True)
-            elapsed: Callable[[Any, Any], float] = lambda a, b: a.elapsed_time(b)  # noqa: E731
+            elapsed: Any = event.elapsed_time
+            event = functools.partial(event, enable_timing=True)
         else:
-            event, elapsed = cuda.Event, cuda.get_elapsed_time
+            elapsed = cuda.get_elapsed_time
 
         def on_device(task: Task) -> float:
             start, stop = event(), event()
@@ -230,7 +231,7 @@ def stopwatch(name: str, backend: str) -> Callable[[Task], float]:
             task()
             stop.record()
             stop.synchronize()
-            return elapsed(start, stop) / 1e3
+            return float(elapsed(start, stop)) / 1e3
 
         return on_device
 

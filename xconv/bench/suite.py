@@ -37,7 +37,7 @@ class Layer(NamedTuple):
         return text + " depthwise" * (self.groups > 1)
 
     @property
-    def O(self) -> Ints:  # noqa: E743
+    def O(self) -> Ints:  # noqa: E743 - the letter of the geometry
         """Output sizes."""
         return tuple(
             (i + 2 * self.padding - self.dilation * (w - 1) - 1) // self.stride + 1
