@@ -9,18 +9,22 @@ import itertools
 import math
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import threadpoolctl
 from numpy.testing import assert_allclose, assert_array_equal
 from threadpoolctl import threadpool_limits
 
 import xconv
+from xconv import workers
 
 PLAIN = ("auto", "windows", "taps")
 EXACT = ("windows", "taps")
@@ -904,15 +908,15 @@ def test_no_growth_over_many_shapes(row):
             x, w = np.ones((4, 8, size), np.float32), np.ones((8, 8, 3), np.float32)
             xconv.conv_backward(xconv.conv(x, w), x, w)
 
-    work([1600])
     tracemalloc.start()
     try:
+        work(range(700, 1000))  # as many shapes as are kept
         before = tracemalloc.get_traced_memory()[0]
         work(range(1000, 1300))
         grown = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert grown < 2 * MIB  # of 300 x 250 KB of inputs and outputs
+    assert grown < MIB  # of 300 x 250 KB of inputs and outputs
 
 
 # ---------------------------------------------------------------- determinism and threads
@@ -945,6 +949,71 @@ def test_bits_do_not_depend_on_threads(row, layer, method):
         with threadpool_limits(threads):
             bits.append(layer_bits(x_shape, w_shape, options))
     assert all(each == bits[0] for each in bits)
+
+
+HELD = """
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from threadpoolctl import threadpool_info, threadpool_limits
+import xconv
+from xconv import workers
+
+def counts():
+    return [library["num_threads"] for library in threadpool_info()]
+
+def check():
+    with workers.available():
+        assert set(counts()) == {1}, counts()
+
+xconv.conv(np.ones((1, 1, 8)), np.ones((1, 1, 3)))  # the main thread is the first to set it
+before = counts()
+for _ in range(2):
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(check).result()
+    assert counts() == before
+    check()
+"""
+
+
+@row(44)
+def test_blas_is_held_from_every_thread(row):
+    subprocess.run([sys.executable, "-c", HELD], check=True)
+
+
+class OpenMP:
+    """A BLAS library whose number of threads each thread has for itself."""
+
+    internal_api, threading_layer, filepath = "openblas", "openmp", "numpy"
+
+    def __init__(self):
+        self.own = threading.local()
+
+    def get_num_threads(self):
+        return getattr(self.own, "threads", 3)
+
+    def set_num_threads(self, threads):
+        self.own.threads = threads
+
+
+@row(44)
+def test_blas_with_a_count_per_thread(row, monkeypatch):
+    library, seen = OpenMP(), {}
+    controller = SimpleNamespace(lib_controllers=[library])
+    controller.select = lambda **_: controller
+    monkeypatch.setattr(threadpoolctl, "ThreadpoolController", lambda: controller)
+    monkeypatch.setattr(workers, "_blas", workers._Blas())
+    together = threading.Barrier(3, timeout=30)
+
+    def work(task):
+        together.wait()
+        seen[threading.get_ident()] = library.get_num_threads()
+
+    for _ in range(2):
+        with workers.available() as threads:
+            assert threads == 3
+            workers.run(range(3), work, workers=threads)
+        assert library.get_num_threads() == 3
+    assert len(seen) >= 3 and set(seen.values()) == {1}
 
 
 @row(45)

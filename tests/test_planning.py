@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import xconv
-from xconv import blocks
+from xconv import padding
 
 
 def ones(*shape, dtype="float32"):
@@ -19,15 +19,15 @@ def ones(*shape, dtype="float32"):
 def loaded(monkeypatch, run):
     """Count the cells that a call loads into blocks."""
     count = 0
-    load = blocks.load
+    read = padding.read
 
     def counting(*args):
         nonlocal count
-        block = load(*args)
+        block = read(*args)
         count += block.size
         return block
 
-    monkeypatch.setattr(blocks, "load", counting)
+    monkeypatch.setattr(padding, "read", counting)
     run()
     return count
 

@@ -49,10 +49,12 @@ LINES = """
     depthwise fft pointwise scatter taps windows winograd
     plan
     choice
+    schedule
     blocks
     cells
     expression
     call
+    validation
     convolution explanation gradients folding sizes
     nn testing
 """

@@ -8,17 +8,17 @@ Arrays come in the form of `layout`: x ``(G, c, N, *I)``, w ``(G, k, c, *W)``, g
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from . import choice, padding, plan, workers
-from .choice import Algorithm, Task
-from .geometry import SPATIAL, Geometry, Ints, Window
+from . import choice, padding, schedule, workers
+from .choice import Task
+from .geometry import Geometry, Window
 from .namespace import Array, Namespace, begin_block, cast, contiguous, dtype_name, dtype_of, finite
-from .plan import Limits, Range
+from .padding import Index
+from .plan import Limits, at_once
+from .schedule import Block, Forward, Term
 
-ALL = (slice(None),) * SPATIAL
 Pair = tuple[Array, Array]
 
 
@@ -74,69 +74,64 @@ def forward(
     if 0 in y.shape or not geom.C or not pairs:
         store(setup, y, bias)
         return
-    geom, read = geom.skipping()
-    pairs = [(x[(*ALL, *read)], w) for x, w in pairs]
-    chosen, cut = choice.forward(setup.task, geom, len(pairs), mirrored)
-    sums = list(plan.boxes([(geom.c, cut.c), *zip(geom.W, cut.w, strict=True)]))
-    single = len(pairs) == len(sums) == 1
-    once = single and y.dtype == dtype_of(setup.xp, setup.compute)
-    checked = choice.spreads(setup.task, chosen)
-    spoiled: list[tuple[Range, ...]] = []
-    room = cut.block if chosen.SCRATCH else 0
-    prepared = functools.partial(_prepared, setup, chosen, geom, cut.o)
+    plan = schedule.forward(setup.task, geom, len(pairs), mirrored)
+    pairs = [(x[plan.cells], w) for x, w in pairs]
+    once = len(pairs) == plan.terms == 1 and y.dtype == dtype_of(setup.xp, setup.compute)
+    checked = choice.spreads(setup.task, plan.algorithm)
+    spoiled: list[Block] = []
 
-    def term(task: Any, x: Array, w: Array, ready: Any, part: Any, out: Array | None) -> Array:
-        begin_block(setup.xp, room)
-        own, k, sample, *outputs = task
-        if ready is None:
-            kernel = prepared(w, own, k, part)
-        else:
-            kernel = ready[slices(_from(own, first_g), _from(k, first_k))]
-        block = load(setup, x, geom, own, sample, outputs, part)
-        slides = window(geom, outputs, part[1:])
-        return chosen.forward(setup.xp, block, kernel, slides, out)
-
-    def work(task: tuple[Range, ...]) -> None:
-        own, k = task[:2]
-        there = y[slices(*task)]
-        terms = (
-            term(task, x, w, ready, part, there if once else None)
-            for (x, w), ready in zip(pairs, held, strict=True)
-            for part in sums
-        )
-        total = next(terms)
-        if not single:
-            total = setup.xp.asarray(total, copy=True)  # the next term takes its memory
-            for other in terms:
-                total += other
+    def work(block: Block) -> None:
+        there = y[block.there]
+        total = _product(setup, plan, pairs, held, block, there if once else None)
         if checked and not finite(total):
-            spoiled.append(task)
-        store(setup, there, some_of(bias, own, k), total)
+            spoiled.append(block)
+        store(setup, there, None if bias is None else bias[block.there[:2]], total)
 
-    sizes = [(geom.N, cut.n), *zip(geom.O, cut.o, strict=True)]
-    for groups, outs in plan.boxes([(geom.G, cut.shared_g), (geom.k, cut.shared_k)]):
-        first_g, first_k = groups[0], outs[0]
-        held = [prepared(w, groups, outs, sums[0]) if len(sums) == 1 else None for _, w in pairs]
-        tasks = plan.boxes(sizes, plan.parts(*groups, cut.g), plan.parts(*outs, cut.k))
-        workers.run(tasks, work, workers=plan.at_once(cut, setup.limits, setup.threads))
+    for one in plan.passes():
+        held = [
+            _prepared(setup, plan, w, one.weights, one.window) if plan.terms == 1 else None
+            for _, w in pairs
+        ]
+        workers.run(one.blocks, work, workers=at_once(plan.cut, setup.limits, setup.threads))
     held = []
-    for task in spoiled:
-        _again(setup, pairs, y, geom, bias, mirrored, task)
+    for block in spoiled:
+        _again(setup, pairs, y, plan.geom, bias, mirrored, block.there)
 
 
-def _prepared(
+def _prepared(setup: Setup, plan: Forward, w: Array, part: Index, window: Window) -> Any:
+    """Return a part of the weights as the algorithm takes them."""
+    return plan.algorithm.prepare(setup.xp, setup.ready(w[part], 1), window)
+
+
+def _product(
     setup: Setup,
-    chosen: Algorithm,
-    geom: Geometry,
-    o: Ints,
-    w: Array,
-    own: Range,
-    k: Range,
-    part: Sequence[Range],
-) -> Any:
-    """Return a part of the weights as the algorithm takes them, for blocks of `o` outputs."""
-    some = setup.ready(w[slices(own, k, *part)], 1)
-    return chosen.prepare(setup.xp, some, window(geom, [(0, size) for size in o], part[1:]))
+    plan: Forward,
+    pairs: Sequence[Pair],
+    held: Sequence[Any],
+    block: Block,
+    out: Array | None,
+) -> Array:
+    """Return a block of outputs, in `out` if that can be.
+
+    ``held`` are the prepared weights, None where sums are so long that each part has its own.
+    """
+    xp, total = setup.xp, None
+    for (x, w), ready in zip(pairs, held, strict=True):
+        for part in block.parts:
+            begin_block(xp, plan.scratch)
+            if ready is None:
+                kernel = _prepared(setup, plan, w, part.other, part.window)
+            else:
+                kernel = ready[block.prepared]
+            data = setup.ready(padding.read(xp, x, part.reading, setup.compute), 0)
+            term = plan.algorithm.forward(xp, data, kernel, part.window, out)
+            if total is not None:
+                total += term
+            elif len(pairs) == plan.terms == 1:
+                total = term
+            else:
+                total = xp.asarray(term, copy=True)  # the next term takes its memory
+    return total
 
 
 def _again(
@@ -146,14 +141,16 @@ def _again(
     geom: Geometry,
     bias: Array | None,
     mirrored: bool,
-    task: tuple[Range, ...],
+    there: Index,
 ) -> None:
     """Compute a block of `forward` in which a NaN or an infinity has spread, exactly."""
-    own, k, sample, *outputs = task
-    g, n = own[1] - own[0], sample[1] - sample[0]
-    part = geom.part(g, k[1] - k[0], n, *zip(*outputs, strict=True))
-    operands = [(x[slices(own, (0, geom.c), sample)], w[slices(own, k)]) for x, w in pairs]
-    forward(setup.exact(), operands, y[slices(*task)], part, some_of(bias, own, k), mirrored)
+    own, k, sample, *outputs = there
+    start, stop = tuple(s.start for s in outputs), tuple(s.stop for s in outputs)
+    g, n = own.stop - own.start, sample.stop - sample.start
+    part = geom.part(g, k.stop - k.start, n, start, stop)
+    operands = [(x[own, :, sample], w[own, k]) for x, w in pairs]
+    some = None if bias is None else bias[own, k]
+    forward(setup.exact(), operands, y[there], part, some, mirrored)
 
 
 def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> None:
@@ -163,61 +160,35 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
     if not geom.N:
         dw[...] = 0
         return
-    geom, read = geom.skipping()
-    x = x[(*ALL, *read)]
-    chosen, cut = choice.grad_weight(setup.task, geom)
+    xp = setup.xp
+    plan = schedule.grad_weight(setup.task, geom)
+    chosen = plan.algorithm
+    cells = x[plan.cells]
     checked = choice.spreads(setup.task, chosen, weights=True)
     spoiled = False
-    rank, total = geom.rank, None
-    last = (geom.N, *geom.O)
+    total = None
 
-    def work(task: tuple[Range, ...]) -> Array:
-        begin_block(setup.xp, cut.block if chosen.SCRATCH else 0)
-        own, k, part, sample, outputs = *task[:2], task[2 : 3 + rank], task[-1 - rank], task[-rank:]
-        block = load(setup, x, geom, own, sample, outputs, part)
-        rows = setup.ready(g[slices(own, k, sample, *outputs)], 1)
-        return chosen.grad_weight(setup.xp, block, rows, window(geom, outputs, part[1:]))
+    def work(term: Term) -> Array:
+        begin_block(xp, plan.scratch)
+        part = term.part
+        block = setup.ready(padding.read(xp, cells, part.reading, setup.compute), 0)
+        return chosen.grad_weight(xp, block, setup.ready(g[part.other], 1), part.window)
 
-    def finish(task: tuple[Range, ...], term: Array) -> None:
+    def finish(term: Term, value: Array) -> None:
         nonlocal total, spoiled
-        own, box = task[: 3 + rank], task[3 + rank :]
-        if not any(start for start, _ in box):
-            total = term
+        if term.first:
+            total = value
         else:
-            total += term
-        if tuple(stop for _, stop in box) == last:
+            total += value
+        if term.last:
             spoiled = spoiled or (checked and not finite(total))
-            store(setup, dw[slices(*own)], None, total)
+            store(setup, dw[term.there], None, total)
 
-    weights = [(geom.G, cut.g), (geom.k, cut.shared_k), (geom.c, cut.c)]
-    sizes = [*weights, *zip(geom.W, cut.w, strict=True), (geom.N, cut.n)]
-    tasks = plan.boxes([*sizes, *zip(geom.O, cut.o, strict=True)])
-    workers.run(tasks, work, finish, workers=plan.at_once(cut, setup.limits, setup.threads))
+    available = at_once(plan.cut, setup.limits, setup.threads)
+    workers.run(plan.terms(), work, finish, workers=available)
     total = None
     if spoiled:
         grad_weight(setup.exact(), x, g, dw, geom)
-
-
-def window(geom: Geometry, outputs: Sequence[Range], taps: Sequence[Range]) -> Window:
-    """Return what slides over the block of these outputs and taps."""
-    O = tuple(b - a for a, b in outputs)
-    return Window(O, tuple(b - a for a, b in taps), geom.stride, geom.dilation)
-
-
-def load(
-    setup: Setup,
-    x: Array,
-    geom: Geometry,
-    groups: Range,
-    samples: Range,
-    outputs: Sequence[Range],
-    part: Sequence[Range],
-) -> Array:
-    """Return what these outputs read at these channels and taps: (g, c, n, *L), padded."""
-    channels, *taps = part
-    start, stop = geom.reads(*zip(*outputs, strict=True), *zip(*taps, strict=True))
-    own = x[slices(groups, channels, samples)]
-    return setup.ready(padding.read(setup.xp, own, geom, start, stop, setup.compute), 0)
 
 
 def store(setup: Setup, there: Array, bias: Array | None, block: Array | None = None) -> None:
@@ -228,18 +199,3 @@ def store(setup: Setup, there: Array, bias: Array | None, block: Array | None = 
         block += bias
     if block is not there:
         there[...] = cast(setup.xp, block, dtype_name(there.dtype))
-
-
-def slices(*ranges: Range) -> tuple[slice, ...]:
-    """Return the index of a box."""
-    return tuple(slice(start, stop) for start, stop in ranges)
-
-
-def some_of(bias: Array | None, *ranges: Range) -> Array | None:
-    """Return the bias of these groups and channels."""
-    return None if bias is None else bias[slices(*ranges)]
-
-
-def _from(own: Range, first: int) -> Range:
-    """Return the same range, counted from `first`."""
-    return own[0] - first, own[1] - first

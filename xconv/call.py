@@ -1,7 +1,7 @@
 """One validated call: its geometry, its dtypes, and the three contractions on a user's arrays.
 
-Public functions build a `Call` from shapes and options, then ask it for contractions. Here an
-array goes from the user's layout to the form of `layout`, through `blocks` (NumPy and CuPy) or
+`validation` makes a `Call` of shapes and options; public functions ask it for contractions. Here
+an array goes from the user's layout to the form of `layout`, through `blocks` (NumPy and CuPy) or
 `expression` (every other library), and back.
 """
 
@@ -10,17 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
 
 from . import blocks, cells, choice, expression, layout, workers
 from .blocks import Pair, Setup
-from .dtypes import DTypes, accumulation, promoted, sum_dtype
-from .errors import Refusal, shown
-from .geometry import Geometry, Ints, geometry, index, options, per_axis, sizes, transposed_size
+from .dtypes import DTypes, contraction, sum_dtype
+from .errors import Refusal
+from .geometry import Geometry, Ints
 from .layout import Axes, Layout
 from .namespace import (
     COMPLEX,
-    REAL,
     Array,
     Namespace,
     cast,
@@ -31,101 +30,36 @@ from .namespace import (
     in_place,
     itemsize,
     on_gpu,
-    result_name,
 )
-from .plan import MIB, Limits
-
-# Blocks of 8 MiB: large enough for calls that are long, small enough for a shared cache. A GPU
-# wants few and large ones.
-CPU = Limits(64 * MIB, 8 * MIB)
-GPU = Limits(512 * MIB, 512 * MIB)
+from .plan import Limits
 
 
-class Settings(NamedTuple):
-    """The options that all functions share, as the user gave them."""
-
-    stride: Any = 1
-    padding: Any = 0
-    dilation: Any = 1
-    groups: Any = 1
-    padding_mode: Any = "zeros"
-    layout: Any = "channels_first"
-    dtype: Any = None
-    method: Any = "auto"
-    max_workspace: Any = None
-
-
-class Data(NamedTuple):
-    """Sizes of an array of samples, x or y."""
-
-    name: str
-    batched: bool
-    N: int
-    spatial: Ints
-    channels: int
-
-
-class Weights(NamedTuple):
-    """Sizes of the weights: kernel sizes, input channels per group, output channels."""
-
-    W: Ints
-    c: int
-    K: int
-
-
-def data_sizes(a: Array, name: str, axes: Axes) -> Data:
-    """Read the sizes of x or y off an array; one axis less is one sample."""
-    rank = len(axes.spatial)
-    shape = tuple(a.shape)
-    if len(shape) == rank + 2:
-        spatial = tuple(shape[axis] for axis in axes.spatial)
-        return Data(name, True, shape[axes.first], spatial, shape[axes.last])
-    if len(shape) == rank + 1:
-        one = layout.without_batch(axes)
-        return Data(name, False, 1, tuple(shape[axis] for axis in one.spatial), shape[one.last])
-    raise Refusal(
-        f"{name} of {rank + 2} dimensions, or {rank + 1} for one sample, as the kernel has {rank} "
-        "spatial",
-        f"{name} of shape {shape}",
-    )
-
-
-def weight_sizes(w: Array, axes: Axes) -> Weights:
-    """Read the sizes of the weights off an array."""
-    shape = tuple(w.shape)
-    return Weights(tuple(shape[axis] for axis in axes.spatial), shape[axes.first], shape[axes.last])
-
-
-def rank_of(w: Array) -> int:
-    """Return the number of spatial axes of a convolution with these weights."""
-    if w.ndim < 3:
-        raise Refusal("w of at least 3 dimensions", f"w of shape {tuple(w.shape)}")
-    return int(w.ndim) - 2
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Call:
-    """A convolution, validated; for a transposed call, the one that it transposes."""
+    """A convolution, validated; for a transposed call, the one that it transposes.
+
+    Calls of the same shapes and options share one, so that it keeps what it has worked out.
+    """
 
     xp: Namespace
     geom: Geometry
     layout: Layout
     batched: bool
-    dtype: Any
+    dtype: str | None
     method: str
     limits: Limits
 
-    @property
+    @cached_property
     def x_shape(self) -> Ints:
         """Shape of x, or of the result of a transposed call."""
         return self._shape(self.layout.x, self.geom.I, self.geom.C)
 
-    @property
+    @cached_property
     def y_shape(self) -> Ints:
         """Shape of y, or of the x of a transposed call."""
         return self._shape(self.layout.y, self.geom.O, self.geom.K)
 
-    @property
+    @cached_property
     def w_shape(self) -> Ints:
         """Shape of the weights."""
         return self.layout.w.shape(self.geom.c, self.geom.W, self.geom.K)
@@ -143,23 +77,21 @@ class Call:
 
         Its result has the dtype of `like`, if that is given and no integer.
         """
-        one, two = dtype_name(a.dtype), dtype_name(b.dtype)
-        name = promoted(self.xp, one, two, self.dtype, real_part)
-        whole = result_name(self.xp, one, two, name)  # complex arrays, real dtype: still complex
-        result = name
-        if like is not None:
-            own = dtype_name(like.dtype)
-            result = own if own in REAL + COMPLEX else promoted(self.xp, one, two)
-        return DTypes(accumulation(self.xp, one, two, whole, terms), result)
+        names = dtype_name(a.dtype), dtype_name(b.dtype)
+        own = None if like is None else dtype_name(like.dtype)
+        return contraction(self.xp, *names, terms, own, self.dtype, real_part)
 
+    @cached_property
     def forward_terms(self) -> int:
         """Count the products that one output sums."""
         return self.geom.c * math.prod(self.geom.W)
 
+    @cached_property
     def input_terms(self) -> int:
         """Count the products that one input's gradient sums, at most."""
         return self.geom.k * math.prod(self.geom.W)
 
+    @cached_property
     def weight_terms(self) -> int:
         """Count the products that one weight's gradient sums."""
         return self.geom.N * math.prod(self.geom.O)
@@ -305,16 +237,15 @@ class Call:
     ) -> Array:
         """Run a contraction where the arrays are: on their device, on this call's threads."""
         xp = self.xp
-        conjugate_a, conjugate_b = (flag and types.compute in COMPLEX for flag in conjugate)
         task = choice.Task(xp, self.method, *types, self.limits)
-        setup = Setup(task, (conjugate_a, conjugate_b), 1)
+        conjugate = conjugate if types.compute in COMPLEX else (False, False)
         if not in_place(xp):
-            return evaluate(setup)
+            return evaluate(Setup(task, conjugate, 1))
         with current(like):
             if on_gpu(xp):
-                return write(setup)
+                return write(Setup(task, conjugate, 1))
             with workers.available() as threads:
-                return write(setup._replace(threads=threads))
+                return write(Setup(task, conjugate, threads))
 
     def bias_grad(self, dy: Array, axes: Axes) -> Array:
         """Sum dy over samples and positions."""
@@ -342,152 +273,3 @@ def check_bytes(shape: Ints, dtype: str) -> None:
     """Refuse a result that no machine can address."""
     if math.prod(shape) * itemsize(dtype) >= 2**63:
         raise Refusal("a result of less than 2**63 bytes", f"shape {shape}, dtype {dtype}")
-
-
-def check_bias(xp: Namespace, b: Array | None, channels: int, result: str) -> None:
-    """Refuse a bias that does not fit the channels or would be changed by the result's dtype."""
-    if b is None:
-        return
-    if tuple(b.shape) != (channels,):
-        raise Refusal(
-            f"b of shape ({channels},), one entry per output channel", f"shape {tuple(b.shape)}"
-        )
-    own = dtype_name(b.dtype)
-    if result_name(xp, own, result) != result:
-        raise Refusal(
-            "b of a dtype that promotes to the result's", f"b {own}, result {result}", TypeError
-        )
-
-
-def check_shape(a: Array | None, name: str, shape: Ints) -> None:
-    """Refuse an array of another shape."""
-    if a is not None and tuple(a.shape) != shape:
-        raise Refusal(f"{name} of shape {shape}", f"{name} of shape {tuple(a.shape)}")
-
-
-def _limits(xp: Namespace, max_workspace: Any) -> Limits:
-    default = GPU if on_gpu(xp) else CPU
-    if max_workspace is None:
-        return default
-    workspace = index(max_workspace, "max_workspace")
-    if workspace < 1:
-        raise Refusal("max_workspace of at least 1 byte", f"max_workspace {workspace}")
-    return Limits(workspace, min(workspace, default.block))
-
-
-def _call(xp: Namespace, settings: Settings, axes: Layout, batched: bool, geom: Geometry) -> Call:
-    return Call(
-        xp,
-        geom,
-        axes,
-        batched,
-        settings.dtype,
-        choice.checked_method(settings.method),
-        _limits(xp, settings.max_workspace),
-    )
-
-
-def _channels(x: Data, w: Weights, groups: int) -> None:
-    if x.channels != w.c * groups:
-        raise Refusal(
-            f"the channels of {x.name} to be groups times the input channels of w",
-            f"channels {x.channels} of {'samples' if x.batched else 'one sample'} of size "
-            f"{x.spatial}, groups {groups}, w with {w.c} input channels",
-        )
-
-
-def _outputs(y: Data, w: Weights, transposed: bool = False) -> None:
-    if y.channels != w.K:
-        side = "input" if transposed else "output"
-        raise Refusal(
-            f"the channels of {y.name} to be the {side} channels of w",
-            f"channels {y.channels}, w with {w.K} {side} channels",
-        )
-
-
-def _fits(y: Data, geom: Geometry) -> None:
-    if y.spatial != geom.O:
-        raise Refusal(
-            f"{y.name} of the spatial size of the convolution's output",
-            f"{y.name} of size {y.spatial}, output of size {geom.O} from input size {geom.I}, "
-            f"kernel size {geom.W}, padding {geom.padding}",
-        )
-
-
-def forward_call(xp: Namespace, x: Array, w: Array, settings: Settings) -> Call:
-    """Return the call of a convolution of x with w."""
-    rank = rank_of(w)
-    axes = layout.layout_axes(settings.layout, rank)
-    opts = options(rank, *settings[:5])
-    data, weights = data_sizes(x, "x", axes.x), weight_sizes(w, axes.w)
-    _channels(data, weights, opts.groups)
-    geom = geometry(data.N, data.channels, weights.K, data.spatial, weights.W, opts)
-    return _call(xp, settings, axes, data.batched, geom)
-
-
-def input_call(xp: Namespace, dy: Array, w: Array, input_size: Any, settings: Settings) -> Call:
-    """Return the call of an input gradient: of dy, w and the spatial sizes of x."""
-    rank = rank_of(w)
-    axes = layout.layout_axes(settings.layout, rank)
-    opts = options(rank, *settings[:5])
-    spatial = sizes(input_size, "input_size", rank)
-    data, weights = data_sizes(dy, "dy", axes.y), weight_sizes(w, axes.w)
-    _outputs(data, weights)
-    C = weights.c * opts.groups
-    geom = geometry(data.N, C, weights.K, spatial, weights.W, opts)
-    _fits(data, geom)
-    return _call(xp, settings, axes, data.batched, geom)
-
-
-def weight_call(xp: Namespace, dy: Array, x: Array, kernel_size: Any, settings: Settings) -> Call:
-    """Return the call of a weight gradient: of dy, x and the kernel sizes."""
-    W = sizes(kernel_size, "kernel_size")
-    rank = len(W)
-    axes = layout.layout_axes(settings.layout, rank)
-    opts = options(rank, *settings[:5])
-    data, result = data_sizes(x, "x", axes.x), data_sizes(dy, "dy", axes.y)
-    if (data.batched, data.N) != (result.batched, result.N):
-        raise Refusal(
-            "x and dy of the same samples", f"x of shape {tuple(x.shape)}, dy {tuple(dy.shape)}"
-        )
-    geom = geometry(data.N, data.channels, result.channels, data.spatial, W, opts)
-    _fits(result, geom)
-    return _call(xp, settings, axes, data.batched, geom)
-
-
-def transposed_call(
-    xp: Namespace,
-    x: Array,
-    w: Array,
-    output_padding: Any,
-    output_size: Any,
-    settings: Settings,
-) -> Call:
-    """Return the call whose input gradient is the transposed convolution of x with w."""
-    rank = rank_of(w)
-    axes = layout.layout_axes(settings.layout, rank, transposed=True)
-    opts = options(rank, *settings[:5])
-    extra = per_axis(output_padding, "output_padding", rank, 0)
-    wanted = None if output_size is None else sizes(output_size, "output_size", rank)
-    data, weights = data_sizes(x, "x", axes.y), weight_sizes(w, axes.w)
-    _outputs(data, weights, transposed=True)
-    given = extra if wanted is None or any(extra) else None  # 0 is the default: it says nothing
-    spatial = transposed_size(data.spatial, weights.W, opts, given, wanted)
-    C = weights.c * opts.groups
-    geom = geometry(data.N, C, weights.K, spatial, weights.W, opts)
-    return _call(xp, settings, axes, data.batched, geom)
-
-
-def checked_flag(value: Any, name: str) -> bool:
-    """Return a flag that must be a bool."""
-    if type(value) is not bool:
-        raise Refusal(f"{name} to be a bool", shown(value), TypeError)
-    return value
-
-
-def checked_mask(mask: Any) -> tuple[bool, bool, bool]:
-    """Return an output mask of three bools."""
-    if isinstance(mask, (tuple, list)) and len(mask) == 3 and all(type(m) is bool for m in mask):
-        return (mask[0], mask[1], mask[2])
-    kind = ValueError if isinstance(mask, (tuple, list)) and len(mask) != 3 else TypeError
-    raise Refusal("output_mask of three bools, for dx, dw and db", shown(mask), kind)

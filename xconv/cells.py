@@ -11,11 +11,13 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from . import choice, padding, plan, scatter, workers
-from .blocks import ALL, Pair, Setup, forward, slices, some_of, store
+from . import padding, scatter, schedule, workers
+from .blocks import Pair, Setup, forward, store
 from .geometry import SPATIAL, Geometry, Ints, Phase, along
 from .namespace import Array, Namespace, begin_block, dtype_of
-from .plan import Range
+from .padding import ALL
+from .plan import Boxes, at_once, parts
+from .schedule import Sum
 
 
 def grad_input(
@@ -52,36 +54,22 @@ def _cells(
     """Write the gradient of the padded coordinates ``[start, stop)`` to dx.
 
     Each phase of the stride is a dense convolution of g with its own part of the weights: no
-    inserted zero is ever multiplied.
+    inserted zero is ever multiplied. What no output reads has no gradient, whatever w holds.
     """
-    ranges = [geom.read_range(a) for a in range(geom.rank)]
-    first = tuple(max(a, low) for a, (low, _) in zip(start, ranges, strict=True))
-    last = tuple(min(b, high) for b, (_, high) in zip(stop, ranges, strict=True))
-    if (first, last) != (start, stop):  # what no output reads has no gradient, whatever w holds
+    plan = schedule.cells(setup.task, geom, start, stop, len(pairs))
+    if not plan.whole:
         store(setup, dx, bias)
-        if any(a >= b for a, b in zip(first, last, strict=True)):
-            return
-        begin, end = (tuple(a - b for a, b in zip(at, start, strict=True)) for at in (first, last))
-        dx = dx[_inside(begin, end)]
-        start, stop = first, last
-    size = tuple(b - a for a, b in zip(start, stop, strict=True))
-    if pairs and (cut := choice.scattered(setup.task, geom, size, len(pairs))) is not None:
-        _scattered(setup, cut, pairs, dx, geom, start, stop, bias)
-        return
-    axes = [geom.phases(a, start[a], stop[a]) for a in range(geom.rank)]
-    reached = [sum(phase.cells for phase in phases) for phases in axes]
-    if not geom.K or any(n < b - a for n, a, b in zip(reached, start, stop, strict=True)):
-        store(setup, dx, bias)
-    for phases in itertools.product(*axes) if geom.K else ():
-        cells = tuple(slice(p.offset, None, s) for p, s in zip(phases, geom.stride, strict=True))
-        there = dx[(*ALL, *cells)]
+    dx = dx[plan.inside]
+    if plan.boxes is not None:
+        _scattered(setup, plan.boxes, pairs, dx, geom, plan.start, plan.stop, bias)
+    for there, phases, backwards in plan.phases:
         phased = [(g, phase_weights(setup.xp, w, phases)) for g, w in pairs]
-        forward(setup, phased, there, geom.backwards(phases), bias, mirrored=True)
+        forward(setup, phased, dx[there], backwards, bias, mirrored=True)
 
 
 def _scattered(
     setup: Setup,
-    cut: plan.Boxes,
+    cut: Boxes,
     pairs: Sequence[Pair],
     dx: Array,
     geom: Geometry,
@@ -93,23 +81,17 @@ def _scattered(
     xp = setup.xp
     weights = [scatter.prepare(xp, setup.ready(w, 1)) for _, w in pairs]
 
-    def work(task: tuple[Range, ...]) -> None:
+    def work(box: Sum) -> None:
         begin_block(xp, cut.block)
-        own, sample, *cells = task
-        begin = tuple(a + first for a, (first, _) in zip(start, cells, strict=True))
-        end = tuple(a + last for a, (_, last) in zip(start, cells, strict=True))
-        first, last = scatter.outputs(geom, begin, end)
-        read = slices(own, (0, geom.k), sample, *zip(first, last, strict=True))
-        terms = [
-            scatter.grad_input(xp, setup.ready(g[read], 0), w[slices(own)], geom, first, begin, end)
-            for (g, _), w in zip(pairs, weights, strict=True)
-        ]
-        some = some_of(bias, own)
-        store(setup, dx[slices(own, (0, geom.c), sample, *cells)], some, padding.total(terms))
+        total = None
+        for (g, _), w in zip(pairs, weights, strict=True):
+            rows = setup.ready(g[box.outputs], 0)
+            term = scatter.grad_input(xp, rows, w[box.groups], box.shape, box.additions)
+            total = term if total is None else total + term
+        store(setup, dx[box.there], None if bias is None else bias[box.groups], total)
 
-    size = tuple(b - a for a, b in zip(start, stop, strict=True))
-    sizes = [(geom.G, cut.g), (geom.N, cut.n), *zip(size, cut.i, strict=True)]
-    workers.run(plan.boxes(sizes), work, workers=plan.at_once(cut, setup.limits, setup.threads))
+    boxes = schedule.scattered(cut, geom, start, stop)
+    workers.run(boxes(), work, workers=at_once(cut, setup.limits, setup.threads))
 
 
 def _copied(
@@ -137,7 +119,7 @@ def _copied(
 
     while size() > half and (samples > 1 or widest > 1):
         samples, widest = (-(-samples // 2), widest) if samples > 1 else (1, -(-widest // 2))
-    for first, last in plan.parts(0, geom.N, samples):
+    for first, last in parts(0, geom.N, samples):
         own = slice(first, last)
         part = geom.with_samples(last - first)
         for cut in itertools.product(*(padding.split(strip, widest) for strip in tile)):
@@ -163,4 +145,4 @@ def phase_weights(xp: Namespace, w: Array, phases: tuple[Phase, ...]) -> Array:
 
 
 def _inside(start: Ints, stop: Ints) -> tuple[slice, ...]:
-    return (*ALL, *slices(*zip(start, stop, strict=True)))
+    return (*ALL, *itertools.starmap(slice, zip(start, stop, strict=True)))

@@ -113,7 +113,7 @@ def checked_method(method: object) -> str:
     raise Refusal(f"method to be one of {('auto', *METHODS)}", shown(method), kind)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def forward(
     task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False
 ) -> tuple[Algorithm, Plan]:
@@ -121,7 +121,7 @@ def forward(
     return _best(task, geom, plan.forward, pairs, candidates(task, geom, mirrored))
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def grad_weight(task: Task, geom: Geometry) -> tuple[Algorithm, Plan]:
     """Choose the algorithm and the blocks of a weight gradient (NumPy and CuPy)."""
     return _best(task, geom, plan.grad_weight, 1, candidates(task, geom, weights=True))
@@ -245,7 +245,7 @@ def costs(task: Task, geom: Geometry, algorithm: Algorithm, mirrored: bool) -> f
     )
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def scattered(task: Task, geom: Geometry, size: Ints, pairs: int = 1) -> plan.Boxes | None:
     """Return the blocks of an input gradient with its products first, or None: phase by phase.
 

@@ -7,9 +7,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from .call import Settings, check_bias, forward_call, rank_of, transposed_call
 from .errors import Refusal, public
 from .namespace import Array, accept
+from .validation import Settings, check_bias, forward_call, rank_of, transposed_call
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -132,8 +132,8 @@ def conv(
     settings = Settings(
         stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     )
-    call = forward_call(xp, x, w, settings)
-    types = call.types(x, w, call.forward_terms())
+    call = forward_call(xp, tuple(x.shape), tuple(w.shape), settings)
+    types = call.types(x, w, call.forward_terms)
     check_bias(xp, b, call.geom.K, types.result)
     return call.forward([(x, w)], b, types, x)
 
@@ -217,8 +217,10 @@ def conv_transpose(
     settings = Settings(
         stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     )
-    call = transposed_call(xp, x, w, output_padding, output_size, settings)
-    types = call.types(x, w, call.input_terms())
+    call = transposed_call(
+        xp, tuple(x.shape), tuple(w.shape), output_padding, output_size, settings
+    )
+    types = call.types(x, w, call.input_terms)
     check_bias(xp, b, call.geom.C, types.result)
     return call.grad_input([(x, w)], b, types, x)
 
@@ -230,7 +232,7 @@ def _of_rank(function: Callable[P, R], rank: int, x: str, w: str, shape: str) ->
 
     def ranked(*args: P.args, **kwargs: P.kwargs) -> R:
         weights = accept(x=args[0], w=args[1])[1][1] if len(args) > 1 else None
-        if weights is not None and rank_of(weights) != rank:
+        if weights is not None and rank_of(tuple(weights.shape)) != rank:
             raise Refusal(
                 f"w of {rank + 2} dimensions, {rank} of them spatial", f"w of shape {weights.shape}"
             )

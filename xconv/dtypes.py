@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
 from .errors import Refusal
 from .namespace import (
@@ -10,7 +11,6 @@ from .namespace import (
     INTEGER,
     REAL,
     Namespace,
-    checked_dtype,
     in_place,
     itemsize,
     native_unsigned,
@@ -28,7 +28,9 @@ class DTypes(NamedTuple):
     result: str
 
 
-def promoted(xp: Namespace, a: str, b: str, dtype: Any = None, real_part: bool = False) -> str:
+def promoted(
+    xp: Namespace, a: str, b: str, dtype: str | None = None, real_part: bool = False
+) -> str:
     """Return the name of ``result_type(a, b)``, or of `dtype` where that is given.
 
     Parameters
@@ -37,7 +39,7 @@ def promoted(xp: Namespace, a: str, b: str, dtype: Any = None, real_part: bool =
         Whose promotion rules hold.
     a, b : str
         The arrays' dtypes.
-    dtype : dtype, optional
+    dtype : str, optional
         What the result shall have; both arrays must promote to it.
     real_part : bool
         Whether a real `dtype` may be asked of complex arrays.
@@ -47,13 +49,29 @@ def promoted(xp: Namespace, a: str, b: str, dtype: Any = None, real_part: bool =
         raise Refusal("integer dtypes that promote to an integer", f"{a} and {b}", TypeError)
     if dtype is None:
         return name
-    wanted = checked_dtype(dtype)
-    part = real_of(name) if real_part and wanted in REAL else name
-    if result_name(xp, part, wanted) != wanted:
+    part = real_of(name) if real_part and dtype in REAL else name
+    if result_name(xp, part, dtype) != dtype:
         raise Refusal(
-            "a dtype that both arrays promote to", f"dtype {wanted}, arrays {a} and {b}", TypeError
+            "a dtype that both arrays promote to", f"dtype {dtype}, arrays {a} and {b}", TypeError
         )
-    return wanted
+    return dtype
+
+
+@lru_cache(maxsize=1024)
+def contraction(
+    xp: Namespace, a: str, b: str, terms: int, like: str | None, dtype: str | None, real_part: bool
+) -> DTypes:
+    """Return the dtypes of a contraction of arrays of types `a` and `b`.
+
+    It is a sum of `terms` products. Its result has the type `like`, if that is given and no
+    integer.
+    """
+    name = promoted(xp, a, b, dtype, real_part)
+    whole = result_name(xp, a, b, name)  # complex arrays, real dtype: still complex
+    result = name
+    if like is not None:
+        result = like if like in REAL + COMPLEX else promoted(xp, a, b)
+    return DTypes(accumulation(xp, a, b, whole, terms), result)
 
 
 def real_of(name: str) -> str:

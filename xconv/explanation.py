@@ -10,12 +10,13 @@ from typing import Any
 
 from . import choice
 from . import padding as pads
-from .call import Call, Settings, forward_call
+from .call import Call
 from .choice import Algorithm, Task
 from .errors import Refusal, public, shown
 from .geometry import Geometry, Ints
 from .namespace import Array, accept, in_place
 from .plan import MIB, Plan, count
+from .validation import Settings, forward_call
 
 CONTRACTIONS = ("forward", "grad_input", "grad_weight")
 
@@ -162,13 +163,13 @@ def explain(
     settings = Settings(
         stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     )
-    call = forward_call(xp, x, w, settings)
+    call = forward_call(xp, tuple(x.shape), tuple(w.shape), settings)
     terms = {
         "forward": call.forward_terms,
         "grad_input": call.input_terms,
         "grad_weight": call.weight_terms,
     }
-    types = call.types(x, w, terms[contraction]())
+    types = call.types(x, w, terms[contraction])
     task = Task(xp, call.method, *types, call.limits)
     geom = call.geom
     return Explanation(

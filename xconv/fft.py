@@ -104,7 +104,7 @@ def _lengths(window: Window) -> Ints:
     return (*map(fast, lengths[:-1]), 2 * fast(-(-lengths[-1] // 2)))
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def fast(least: int) -> int:
     """Return the smallest product of powers of 2, 3 and 5 that is at least `least`."""
     best = 1 << max(least - 1, 0).bit_length()

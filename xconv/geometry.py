@@ -127,7 +127,7 @@ class Geometry:
         s, d, (low, _) = self.stride[axis], self.dilation[axis], self.padding[axis]
         return -low, s * (self.O[axis] - 1) + d * (self.W[axis] - 1) + 1 - low
 
-    @lru_cache(maxsize=1024)  # noqa: B019 - geometries are values, and few
+    @lru_cache(maxsize=256)  # noqa: B019 - geometries are values, and few
     def skipping(self) -> tuple[Geometry, tuple[slice, ...]]:
         """Return the input cells that one-tap axes read at all, and the convolution of them.
 
@@ -358,7 +358,7 @@ def output_size(I: Ints, W: Ints, opts: Options) -> tuple[Ints, Pairs]:
     return O, pairs
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def geometry(N: int, C: int, K: int, I: Ints, W: Ints, opts: Options) -> Geometry:
     """Return the geometry of a convolution of these sizes.
 
@@ -377,7 +377,7 @@ def geometry(N: int, C: int, K: int, I: Ints, W: Ints, opts: Options) -> Geometr
     return Geometry(N, C, K, G, I, W, O, stride, dilation, pairs, opts.padding_mode)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def transposed_size(
     O: Ints,
     W: Ints,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .call import (
-    Call,
+from .call import Call
+from .errors import public
+from .namespace import Array, accept, dtype_name, result_name
+from .validation import (
     Settings,
     check_shape,
     checked_flag,
@@ -15,8 +17,6 @@ from .call import (
     transposed_call,
     weight_call,
 )
-from .errors import public
-from .namespace import Array, accept, dtype_name, result_name
 
 OPTIONAL = ("ddx", "ddw", "ddb")
 
@@ -92,11 +92,11 @@ def conv_backward(
     settings = Settings(
         stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     )
-    call = forward_call(xp, x, w, settings)
+    call = forward_call(xp, tuple(x.shape), tuple(w.shape), settings)
     check_shape(dy, "dy", call.y_shape)
     want_x, want_w, want_b = checked_mask(output_mask)
-    for_x = call.types(dy, w, call.input_terms(), like=x)
-    for_w = call.types(dy, x, call.weight_terms(), like=w)
+    for_x = call.types(dy, w, call.input_terms, like=x)
+    for_w = call.types(dy, x, call.weight_terms, like=w)
     return ConvGrads(
         call.grad_input([(dy, w)], None, for_x, dy, conjugate=True) if want_x else None,
         call.grad_weight(x, dy, for_w) if want_w else None,
@@ -167,11 +167,13 @@ def conv_transpose_backward(
     settings = Settings(
         stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     )
-    call = transposed_call(xp, x, w, output_padding, output_size, settings)
+    call = transposed_call(
+        xp, tuple(x.shape), tuple(w.shape), output_padding, output_size, settings
+    )
     check_shape(dy, "dy", call.x_shape)
     want_x, want_w, want_b = checked_mask(output_mask)
-    for_x = call.types(dy, w, call.forward_terms(), like=x)
-    for_w = call.types(dy, x, call.weight_terms(), like=w)
+    for_x = call.types(dy, w, call.forward_terms, like=x)
+    for_w = call.types(dy, x, call.weight_terms, like=w)
     return ConvGrads(
         call.forward([(dy, w)], None, for_x, dy, conjugate=True) if want_x else None,
         call.grad_weight(dy, x, for_w, conjugate=(False, True)) if want_w else None,
@@ -239,8 +241,8 @@ def conv_grad_input(
     settings = Settings(
         stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     )
-    call = input_call(xp, dy, w, input_size, settings)
-    types = call.types(dy, w, call.input_terms(), real_part=True)
+    call = input_call(xp, tuple(dy.shape), tuple(w.shape), input_size, settings)
+    types = call.types(dy, w, call.input_terms, real_part=True)
     return call.grad_input([(dy, w)], None, types, dy, conjugate=True)
 
 
@@ -305,8 +307,8 @@ def conv_grad_weight(
     settings = Settings(
         stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     )
-    call = weight_call(xp, dy, x, kernel_size, settings)
-    types = call.types(dy, x, call.weight_terms(), real_part=True)
+    call = weight_call(xp, tuple(dy.shape), tuple(x.shape), kernel_size, settings)
+    types = call.types(dy, x, call.weight_terms, real_part=True)
     return call.grad_weight(x, dy, types, per_sample=checked_flag(per_sample, "per_sample"))
 
 
@@ -375,16 +377,16 @@ def conv_double_backward(
     settings = Settings(
         stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     )
-    call = forward_call(xp, x, w, settings)
+    call = forward_call(xp, tuple(x.shape), tuple(w.shape), settings)
     check_shape(dy, "dy", call.y_shape)
     check_shape(ddb, "ddb", (call.geom.K,))
     ddy = _second(call, ddx, ddw, ddb, dy, x, w, transposed=False)
     dx = dw = None
     if ddw is not None:
-        types = call.types(dy, ddw, call.input_terms(), like=x)
+        types = call.types(dy, ddw, call.input_terms, like=x)
         dx = call.grad_input([(dy, ddw)], None, types, dy, conjugate=True)
     if ddx is not None:
-        types = call.types(dy, ddx, call.weight_terms(), like=w)
+        types = call.types(dy, ddx, call.weight_terms, like=w)
         dw = call.grad_weight(ddx, dy, types)
     dx = _zeros(call, x, dy, w) if dx is None else dx
     dw = _zeros(call, w, dy, x) if dw is None else dw
@@ -459,16 +461,18 @@ def conv_transpose_double_backward(
     settings = Settings(
         stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     )
-    call = transposed_call(xp, x, w, output_padding, output_size, settings)
+    call = transposed_call(
+        xp, tuple(x.shape), tuple(w.shape), output_padding, output_size, settings
+    )
     check_shape(dy, "dy", call.x_shape)
     check_shape(ddb, "ddb", (call.geom.C,))
     ddy = _second(call, ddx, ddw, ddb, dy, x, w, transposed=True)
     dx = dw = None
     if ddw is not None:
-        types = call.types(dy, ddw, call.forward_terms(), like=x)
+        types = call.types(dy, ddw, call.forward_terms, like=x)
         dx = call.forward([(dy, ddw)], None, types, dy, conjugate=True)
     if ddx is not None:
-        types = call.types(dy, ddx, call.weight_terms(), like=w)
+        types = call.types(dy, ddx, call.weight_terms, like=w)
         dw = call.grad_weight(dy, ddx, types, conjugate=(False, True))
     dx = _zeros(call, x, dy, w) if dx is None else dx
     dw = _zeros(call, w, dy, x) if dw is None else dw
@@ -489,7 +493,7 @@ def _second(
     check_shape(ddx, "ddx", tuple(x.shape))
     check_shape(ddw, "ddw", tuple(w.shape))
     contraction = call.grad_input if transposed else call.forward
-    terms = call.input_terms() if transposed else call.forward_terms()
+    terms = call.input_terms if transposed else call.forward_terms
     pairs = [(a, k) for a, k in ((ddx, w), (x, ddw)) if a is not None and k is not None]
     types = call.types(x, w, terms, like=dy)
     for a, k in pairs:

@@ -119,8 +119,9 @@ def ungrouped(xp: Namespace, a: Array, axes: Axes, batched: bool = True) -> Arra
 
 def grouped_weights(xp: Namespace, w: Array, axes: Axes, G: int, lead: int = 0) -> Array:
     """Return w as ``(G, k, c, *W)``, behind `lead` more axes that come first in both."""
-    order = (axes.last, axes.first, *axes.spatial)
-    w = xp.permute_dims(w, (*range(lead), *(lead + axis for axis in order)))
+    order = (*range(lead), *(lead + axis for axis in (axes.last, axes.first, *axes.spatial)))
+    if order != tuple(range(w.ndim)):
+        w = xp.permute_dims(w, order)
     if G == 1:
         return w[along(lead, None)]
     return xp.reshape(w, (*w.shape[:lead], G, w.shape[lead] // G, *w.shape[lead + 1 :]))

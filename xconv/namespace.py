@@ -26,6 +26,7 @@ Namespace = Any
 REAL = ("float16", "bfloat16", "float32", "float64")
 COMPLEX = ("complex64", "complex128")
 INTEGER = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+DTYPES = frozenset(REAL + COMPLEX + INTEGER)
 
 
 def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace, list[Array]]:
@@ -42,9 +43,7 @@ def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace,
         xp = np if array_api_compat.is_numpy_namespace(xp) else xp
     for name, a in given.items():
         dtype = dtype_name(a.dtype)
-        if dtype not in REAL + COMPLEX + INTEGER or (
-            dtype == "bfloat16" and not hasattr(xp, dtype)
-        ):
+        if dtype not in DTYPES or (dtype == "bfloat16" and not hasattr(xp, dtype)):
             raise Refusal(f"{name} of a real, complex or integer dtype", str(a.dtype), TypeError)
     return xp, [given.get(name) for name in arrays]
 
@@ -140,11 +139,11 @@ def device(a: Array) -> Any:
 
 def current(a: Array) -> contextlib.AbstractContextManager[Any]:
     """Make the array's device the current one, as CuPy needs; quiet NumPy's float warnings."""
+    if isinstance(a, np.ndarray):
+        return quiet()
     if array_api_compat.is_cupy_array(a):
         context: contextlib.AbstractContextManager[Any] = a.device
         return context
-    if array_api_compat.is_numpy_array(a):
-        return quiet()
     return contextlib.nullcontext()
 
 
@@ -192,7 +191,7 @@ def result_name(xp: Namespace, *names: str) -> str:
 def checked_dtype(dtype: Any) -> str:
     """Return the name of a `dtype` argument."""
     name = dtype_name(dtype) if isinstance(dtype, Hashable) else ""
-    if name not in REAL + COMPLEX + INTEGER:
+    if name not in DTYPES:
         raise Refusal("dtype to be a real, complex or integer dtype", shown(dtype), TypeError)
     return name
 
@@ -349,6 +348,8 @@ def inner(xp: Namespace, a: Array, b: Array) -> Array:
 def merged(a: Array, axis: int) -> Array | None:
     """View the axes from `axis` on as one, or return None where that would need a copy."""
     shape, length = a.shape, None
+    if a.flags.c_contiguous:
+        return a.reshape((*shape[:axis], math.prod(shape[axis:])))
     for size, stride in zip(reversed(shape[axis:]), reversed(a.strides[axis:]), strict=True):
         if size != 1:
             if length not in (None, stride):

@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .geometry import SPATIAL, Geometry, Ints, along
 from .namespace import Array, Namespace, device, dtype_of, scratch
 
 ALL = (slice(None),) * SPATIAL
+Index = tuple[Any, ...]
 
 
 class Run(NamedTuple):
@@ -44,7 +45,7 @@ class Run(NamedTuple):
         return slice(self.source, None if end < 0 else end, self.step)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def pieces(size: int, mode: str, start: int, stop: int) -> tuple[Run, ...]:
     """Return what the padded coordinates ``[start, stop)`` of an axis of `size` cells hold."""
     low, high = min(stop, 0), max(start, size)
@@ -83,7 +84,7 @@ class Strip(NamedTuple):
     runs: tuple[Run, ...]
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def strips(size: int, mode: str, low: int, high: int) -> tuple[Strip, ...]:
     """Cut an axis so that each part is copied as a whole, or not at all, by each run."""
     runs = [Run(0, size, 0, 1)] if size else []
@@ -128,44 +129,50 @@ def _copies(run: Run, a: int, b: int, widest: int = 0) -> Iterator[Run]:
         yield Run(first, first + b - a, a if run.step == 1 else b - 1, run.step)
 
 
-def read(xp: Namespace, x: Array, geom: Geometry, start: Ints, stop: Ints, name: str) -> Array:
-    """Return a box of padded coordinates (NumPy and CuPy).
+class Reading(NamedTuple):
+    """How a box of padded coordinates is read from x (G, c, N, *I).
 
-    Parameters
-    ----------
-    xp : namespace
-        The array's namespace.
-    x : array
-        Shape (G, c, N, *I).
-    geom : Geometry
-        Gives the sizes and the padding mode.
-    start, stop : tuple of int
-        The box, one entry per spatial axis.
-    name : str
-        The block's dtype.
-
-    Returns
-    -------
-    array
-        Shape (G, c, N, *(stop - start)): a view of `x` where it holds the box in this dtype.
+    ``inside`` is the box itself where the padding has no part in it, else None. Otherwise a block
+    of this shape, of zeros where `zeros` says so, gets copies: (where to, where from).
     """
+
+    inside: Index | None
+    shape: Ints
+    zeros: bool
+    copies: tuple[tuple[Index, Index], ...]
+
+
+def reading(geom: Geometry, box: tuple[slice, ...], start: Ints, stop: Ints) -> Reading:
+    """Return how to read padded coordinates, of a box of groups, channels and samples."""
     axes = [
         pieces(size, geom.padding_mode, a, b)
         for size, a, b in zip(geom.I, start, stop, strict=True)
     ]
-    dtype = dtype_of(xp, name)
-    inside = all(len(runs) == 1 and runs[0].step == 1 for runs in axes)
+    shape = tuple(s.stop - s.start for s in box)
+    shape += tuple(b - a for a, b in zip(start, stop, strict=True))
     zeros = any(run.source is None for runs in axes for run in runs)
-    if inside and not zeros and x.dtype == dtype:
-        return x[(*ALL, *(runs[0].cells() for runs in axes))]
-    shape = (*x.shape[:SPATIAL], *(b - a for a, b in zip(start, stop, strict=True)))
-    block = scratch(xp, shape, dtype)
-    if zeros:  # one long call: under everything, not at each side
-        block[...] = 0
+    if not zeros and all(len(runs) == 1 and runs[0].step == 1 for runs in axes):
+        return Reading((*box, *(runs[0].cells() for runs in axes)), shape, False, ())
     copied = [[run for run in runs if run.source is not None] for runs in axes]
+    copies = []
     for runs in itertools.product(*copied):
         there = (slice(run.start - a, run.stop - a) for run, a in zip(runs, start, strict=True))
-        block[(*ALL, *there)] = x[(*ALL, *(run.cells() for run in runs))]
+        copies.append(((*ALL, *there), (*box, *(run.cells() for run in runs))))
+    return Reading(None, shape, zeros, tuple(copies))
+
+
+def read(xp: Namespace, x: Array, how: Reading, name: str) -> Array:
+    """Return a box of padded coordinates in the dtype `name`, a view where x holds it so."""
+    dtype = dtype_of(xp, name)
+    if how.inside is not None and x.dtype == dtype:
+        return x[how.inside]
+    block = scratch(xp, how.shape, dtype)
+    if how.zeros:  # one long call: under everything, not at each side
+        block[...] = 0
+    if how.inside is not None:
+        block[...] = x[how.inside]
+    for there, here in how.copies:
+        block[there] = x[here]
     return block
 
 

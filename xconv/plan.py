@@ -119,7 +119,7 @@ def _fed(whole: Ints, shape: Ints, work: int, smallest: Ints) -> Ints:
     return tuple(current)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits) -> Plan:
     """Cut a forward contraction: weights prepared once, then blocks of output positions."""
     single = (1,) * geom.rank
@@ -196,7 +196,7 @@ class Boxes(NamedTuple):
         return count(whole, (self.g, self.n, *self.i))
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def grad_input(geom: Geometry, size: Ints, itemsize: int, limits: Limits) -> Boxes | None:
     """Cut a box of cells of an input gradient into blocks, products first; None: none would fit."""
     taps = math.prod(geom.W)
@@ -223,7 +223,7 @@ def grad_input(geom: Geometry, size: Ints, itemsize: int, limits: Limits) -> Box
     return Boxes(g, n, tuple(i), shared, block)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits) -> Plan:
     """Cut a weight gradient: parts of the weights, each a sum over blocks of positions."""
     single = (1,) * geom.rank

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from .geometry import SPATIAL, Geometry, Ints
 from .namespace import Array, Namespace, matmul, scratch
@@ -32,20 +34,17 @@ def outputs(geom: Geometry, start: Ints, stop: Ints) -> tuple[Ints, Ints]:
     return tuple(first), tuple(last)
 
 
-def grad_input(
-    xp: Namespace, g: Array, w: Array, geom: Geometry, first: Ints, start: Ints, stop: Ints
-) -> Array:
-    """dT/dx: g (G, k, N, *P), the outputs from `first` on, w prepared -> (G, c, N, *stop - start).
+class Addition(NamedTuple):
+    """What one tap adds to a box: its number, where to in the box, and from which outputs."""
 
-    The result is the gradient of a box of padded coordinates, in `scratch`.
-    """
-    G, k, N, *P = g.shape
-    c = w.shape[1] // math.prod(geom.W)
-    # (G, c*W, k) @ (G, k, N*P) -> (G, c*W, N*P)
-    terms = matmul(xp, w, xp.reshape(g, (G, k, N * math.prod(P))))
-    terms = xp.reshape(terms, (G, c, math.prod(geom.W), N, *P))
-    dx = scratch(xp, (G, c, N, *(b - a for a, b in zip(start, stop, strict=True))), g.dtype)
-    dx[...] = 0
+    tap: int
+    there: tuple[slice, ...]
+    here: tuple[slice, ...]
+
+
+def additions(geom: Geometry, first: Ints, last: Ints, start: Ints, stop: Ints) -> list[Addition]:
+    """Return what each tap adds to the box of cells ``[start, stop)`` from these outputs."""
+    found = []
     for tap, place in enumerate(itertools.product(*map(range, geom.W))):
         there, here = [], []
         for a, t in enumerate(place):
@@ -53,9 +52,26 @@ def grad_input(
             # output `first + o` reads the cell `cell + s*o` of the box
             cell = s * first[a] + geom.dilation[a] * t - geom.padding[a][0] - start[a]
             begin = max(-(cell // s), 0)
-            end = min((stop[a] - start[a] - 1 - cell) // s + 1, P[a])
+            end = min((stop[a] - start[a] - 1 - cell) // s + 1, last[a] - first[a])
             here.append(slice(begin, max(end, begin)))
             there.append(slice(cell + s * begin, max(cell + s * (end - 1) + 1, 0), s))
         if all(part.stop > part.start for part in here):
-            dx[(*ALL, *there)] += terms[:, :, tap, ...][(*ALL, *here)]
+            found.append(Addition(tap, (*ALL, *there), (*ALL, *here)))
+    return found
+
+
+def grad_input(
+    xp: Namespace, g: Array, w: Array, shape: Ints, additions: Sequence[Addition]
+) -> Array:
+    """dT/dx: g (G, k, N, *P), w prepared -> a box of this shape, (G, c, N, *L), in `scratch`."""
+    G, k, N, *P = g.shape
+    c = shape[1]
+    taps = w.shape[1] // c
+    # (G, c*W, k) @ (G, k, N*P) -> (G, c*W, N*P)
+    terms = matmul(xp, w, xp.reshape(g, (G, k, N * math.prod(P))))
+    terms = xp.reshape(terms, (G, c, taps, N, *P))
+    dx = scratch(xp, shape, g.dtype)
+    dx[...] = 0
+    for tap, there, here in additions:
+        dx[there] += terms[:, :, tap][here]
     return dx

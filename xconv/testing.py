@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .call import Settings, forward_call
 from .convolution import conv, conv_transpose
 from .dtypes import real_of, sum_dtype
 from .errors import Refusal, public
@@ -20,6 +19,7 @@ from .namespace import (
     dtype_name,
     random_integers,
 )
+from .validation import Settings, forward_call
 
 __all__ = ["check_adjoint", "check_gradients"]
 
@@ -125,7 +125,7 @@ def check_adjoint(x: Array, w: Array, /, **options: Any) -> float:
     xp, (x, w) = accept(x=x, w=w)
     bound = _bound(x, w)
     y = conv(x, w, **options)
-    geom = forward_call(xp, x, w, Settings(**options)).geom
+    geom = forward_call(xp, tuple(x.shape), tuple(w.shape), Settings(**options)).geom
     g = random_integers(default_rng(0), y)
     whole, size = _inner(xp, g, y)
     layout = options.get("layout", "channels_first")

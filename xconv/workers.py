@@ -17,6 +17,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import threadpoolctl
@@ -27,13 +28,34 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
+class _Library:
+    """One BLAS library: how many threads it may use, and how to say so.
+
+    OpenMP has a number for every thread; everything else has one for the process. Where that is
+    so, `threadpoolctl` lets only one thread set it in OpenBLAS (from 3.8 on, and calls from others
+    do nothing). Here calls are counted under a lock instead, so OpenBLAS itself is asked.
+    """
+
+    def __init__(self, controller: Any) -> None:
+        self.get: Callable[[], int | None] = controller.get_num_threads
+        self.set: Callable[[int], Any] = controller.set_num_threads
+        layer = getattr(controller, "threading_layer", "")
+        self.per_thread = layer == "openmp"
+        if controller.internal_api == "openblas" and not self.per_thread:
+            for prefix, suffix in itertools.product(("", "scipy_"), ("", "64_", "_64")):
+                name = f"{prefix}openblas_set_num_threads{suffix}"
+                self.set = getattr(controller.dynlib, name, self.set)
+
+
 class _Blas:
     """NumPy's BLAS, held at one thread while calls run."""
 
     def __init__(self) -> None:
         found = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
         numpys = [library for library in found if "numpy" in (library.filepath or "")]
-        self.libraries: list[Any] = numpys or found
+        libraries = list(map(_Library, numpys or found))
+        self.shared = [library for library in libraries if not library.per_thread]
+        self.own = [library for library in libraries if library.per_thread]
         self.reset()
 
     def reset(self) -> None:
@@ -47,38 +69,51 @@ class _Blas:
     def after_fork(self) -> None:
         """Give a forked child the thread count that its parent had between calls."""
         if self.calls:
-            self.restore()
+            _restore(self.shared, self.before)
         self.reset()
 
-    def enter(self) -> int:
-        """Set BLAS to one thread at the first call; return how many it had."""
+    def enter(self) -> list[int]:
+        """Set BLAS to one thread; return how many the calling thread had, of each library.
+
+        What all threads share is set at the first call that runs.
+        """
+        own = _hold(self.own)
         with self.lock:
             if not self.calls:
-                self.before = [library.get_num_threads() or 1 for library in self.libraries]
-                for library in self.libraries:
-                    library.set_num_threads(1)
+                self.before = _hold(self.shared)
             self.calls += 1
-            return max(self.before, default=1)
+            return own + self.before
 
-    def leave(self) -> None:
-        """Restore the thread count at the last call's end."""
+    def leave(self, before: list[int]) -> None:
+        """Restore the thread's own count, and at the last call's end what all threads share."""
+        _restore(self.own, before)
         with self.lock:
             self.calls -= 1
             if not self.calls:
-                self.restore()
-
-    def restore(self) -> None:
-        for library, threads in zip(self.libraries, self.before, strict=True):
-            library.set_num_threads(threads)
+                _restore(self.shared, self.before)
 
     def helpers(self, count: int) -> ThreadPoolExecutor:
         """Return the kept pool, with at least `count` threads."""
         with self.lock:
             if self.pool is None or self.pool_size < count:
                 # a pool that was too small is not shut down: another call may be about to use it
-                self.pool = ThreadPoolExecutor(count, thread_name_prefix="xconv")
+                name, ready = "xconv", partial(_hold, self.own)
+                self.pool = ThreadPoolExecutor(count, name, initializer=ready)
                 self.pool_size = count
             return self.pool
+
+
+def _hold(libraries: list[_Library]) -> list[int]:
+    """Set these libraries to one thread; return how many each had."""
+    before = [library.get() or 1 for library in libraries]
+    for library in libraries:
+        library.set(1)
+    return before
+
+
+def _restore(libraries: list[_Library], before: list[int]) -> None:
+    for library, threads in zip(libraries, before, strict=False):
+        library.set(threads)
 
 
 _blas = _Blas()
@@ -86,14 +121,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_blas.after_fork)
 
 
-@contextlib.contextmanager
-def available() -> Iterator[int]:
+class available:
     """Hold BLAS at one thread; the value is the number of workers that a call may use."""
-    threads = _blas.enter()
-    try:
-        yield threads
-    finally:
-        _blas.leave()
+
+    def __enter__(self) -> int:
+        self.before = _blas.enter()
+        return max(self.before, default=1)
+
+    def __exit__(self, *_: object) -> None:
+        _blas.leave(self.before)
 
 
 def run(
@@ -117,17 +153,18 @@ def run(
     workers : int
         Threads to use.
     """
-    remaining = iter(tasks)
-    first = list(itertools.islice(remaining, workers))
-    workers = len(first)  # none without a task
-    tasks = itertools.chain(first, remaining)
+    if workers > 1:
+        remaining = iter(tasks)
+        first = list(itertools.islice(remaining, workers))
+        workers = len(first)  # none without a task
+        tasks = itertools.chain(first, remaining)
     if workers <= 1:
         for task in tasks:
             result = work(task)
             if finish:
                 finish(task, result)
         return
-    crew = _Crew(tasks, work, finish)
+    crew = _Crew(iter(tasks), work, finish)
     futures: list[Future[None]] = []
     try:
         with contextlib.suppress(RuntimeError):  # no new threads, as while Python shuts down

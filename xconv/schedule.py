@@ -1,0 +1,261 @@
+"""The blocks of a contraction in place, one by one, with every index worked out.
+
+Blocks are cut by `plan` and numbered from the geometry alone, so a schedule holds for all calls of
+the same shapes and options: that of a call of few blocks is kept, and costs nothing the next time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple, TypeVar
+
+from . import choice, scatter
+from .choice import Algorithm, Task
+from .geometry import Geometry, Ints, Phase, Window
+from .padding import ALL, Index, Reading, reading
+from .plan import Boxes, Plan, Range, boxes, count, parts
+from .scatter import Addition
+
+T = TypeVar("T")
+
+FEW = 32  # products of a schedule that is kept
+
+
+class Part(NamedTuple):
+    """One product of a block: what is read of x, the other operand's box, what slides over x."""
+
+    reading: Reading
+    other: Index
+    window: Window
+
+
+class Block(NamedTuple):
+    """A box of the result, and the products that add up to it.
+
+    ``prepared`` is its place in the weights that are prepared for it and others.
+    """
+
+    there: Index
+    prepared: Index
+    parts: tuple[Part, ...]
+
+
+class Pass(NamedTuple):
+    """Blocks whose weights are prepared at once; `window` is that of the largest block."""
+
+    weights: Index
+    window: Window
+    blocks: Iterable[Block]
+
+
+class Forward(NamedTuple):
+    """The schedule of a forward contraction, of `geom` once cells that nothing reads are left out.
+
+    ``cells`` are those of x that are read at all, ``terms`` the products of one block.
+    """
+
+    geom: Geometry
+    algorithm: Algorithm
+    cut: Plan
+    cells: Index
+    terms: int
+    passes: Callable[[], Iterable[Pass]]
+
+    @property
+    def scratch(self) -> int:
+        """Bytes of `namespace.scratch` that a block takes."""
+        return self.cut.block if self.algorithm.SCRATCH else 0
+
+
+class Term(NamedTuple):
+    """One product of a weight gradient, and whether it is the first or the last of its box."""
+
+    there: Index
+    part: Part
+    first: bool
+    last: bool
+
+
+class GradWeight(NamedTuple):
+    """The schedule of a weight gradient."""
+
+    algorithm: Algorithm
+    cut: Plan
+    cells: Index
+    terms: Callable[[], Iterable[Term]]
+
+    @property
+    def scratch(self) -> int:
+        """Bytes of `namespace.scratch` that a block takes."""
+        return self.cut.block if self.algorithm.SCRATCH else 0
+
+
+@lru_cache(maxsize=256)
+def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) -> Forward:
+    """Return the blocks of a forward contraction."""
+    geom, cells = geom.skipping()
+    chosen, cut = choice.forward(task, geom, pairs, mirrored)
+    sums = list(boxes([(geom.c, cut.c), *zip(geom.W, cut.w, strict=True)]))
+    sizes = [(geom.N, cut.n), *zip(geom.O, cut.o, strict=True)]
+
+    def block(first: Sequence[Range], task: tuple[Range, ...]) -> Block:
+        own, k, samples, *outputs = task
+        prepared = tuple(slice(a - f, b - f) for (a, b), (f, _) in zip(task, first, strict=False))
+        return Block(
+            _slices(task),
+            prepared,
+            tuple(
+                _part(geom, own, samples, outputs, some, _slices((own, k, *some))) for some in sums
+            ),
+        )
+
+    def passes(keep: bool) -> Iterator[Pass]:
+        for held in boxes([(geom.G, cut.shared_g), (geom.k, cut.shared_k)]):
+            tasks = boxes(sizes, *(parts(*r, n) for r, n in zip(held, (cut.g, cut.k), strict=True)))
+            blocks = (block(held, task) for task in tasks)
+            largest = _window(geom, [(0, n) for n in cut.o], sums[0][1:])
+            yield Pass(_slices((*held, *sums[0])), largest, tuple(blocks) if keep else blocks)
+
+    whole = (geom.G, geom.k, geom.N, *geom.O)
+    many = len(sums) * count(whole, (cut.g, cut.k, cut.n, *cut.o))
+    return Forward(geom, chosen, cut, (*ALL, *cells), len(sums), _kept(passes, many))
+
+
+@lru_cache(maxsize=256)
+def grad_weight(task: Task, geom: Geometry) -> GradWeight:
+    """Return the products of a weight gradient, in the order in which they are summed."""
+    geom, cells = geom.skipping()
+    chosen, cut = choice.grad_weight(task, geom)
+    rank, end = geom.rank, (geom.N, *geom.O)
+    sizes = [(geom.G, cut.g), (geom.k, cut.shared_k), (geom.c, cut.c)]
+    sizes += [*zip(geom.W, cut.w, strict=True), (geom.N, cut.n), *zip(geom.O, cut.o, strict=True)]
+
+    def terms(keep: bool) -> Iterator[Term]:
+        for task in boxes(sizes):
+            held, box = task[: 3 + rank], task[3 + rank :]
+            own, k, *some = held
+            samples, *outputs = box
+            part = _part(geom, own, samples, outputs, some, _slices((own, k, *box)))
+            first, last = not any(a for a, _ in box), tuple(b for _, b in box) == end
+            yield Term(_slices(held), part, first, last)
+
+    many = count((size for size, _ in sizes), (n for _, n in sizes))
+    return GradWeight(chosen, cut, (*ALL, *cells), _kept(terms, many))
+
+
+class Sum(NamedTuple):
+    """A box of an input gradient whose products come first, and the outputs that they are of."""
+
+    there: Index
+    groups: slice
+    outputs: Index
+    shape: Ints
+    additions: Sequence[Addition]
+
+
+@lru_cache(maxsize=256)
+def scattered(cut: Boxes, geom: Geometry, start: Ints, stop: Ints) -> Callable[[], Iterable[Sum]]:
+    """Return the blocks of the padded coordinates from start to stop, with their products first."""
+    whole = (geom.G, geom.N, *(b - a for a, b in zip(start, stop, strict=True)))
+    sizes = list(zip(whole, (cut.g, cut.n, *cut.i), strict=True))
+
+    def sums(keep: bool) -> Iterator[Sum]:
+        for own, samples, *box in boxes(sizes):
+            begin = tuple(a + first for a, (first, _) in zip(start, box, strict=True))
+            end = tuple(a + last for a, (_, last) in zip(start, box, strict=True))
+            first, last = scatter.outputs(geom, begin, end)
+            there = (own, (0, geom.c), samples, *box)
+            yield Sum(
+                _slices(there),
+                slice(*own),
+                _slices((own, (0, geom.k), samples, *zip(first, last, strict=True))),
+                tuple(b - a for a, b in there),
+                scatter.additions(geom, first, last, begin, end),
+            )
+
+    return _kept(sums, cut.blocks(whole) * math.prod(geom.W))
+
+
+class Cells(NamedTuple):
+    """How the input gradient of a box of padded coordinates is computed.
+
+    Only the box ``[start, stop)``, at `inside` of the result, is read by any output; `whole` says
+    that each of its cells is. Its gradient comes phase by phase, each a `forward`: (where to,
+    which taps of each axis, the geometry); or, with `boxes`, with its products first.
+    """
+
+    start: Ints
+    stop: Ints
+    inside: Index
+    whole: bool
+    phases: tuple[tuple[Index, tuple[Phase, ...], Geometry], ...]
+    boxes: Boxes | None
+
+
+@lru_cache(maxsize=256)
+def cells(task: Task, geom: Geometry, start: Ints, stop: Ints, pairs: int) -> Cells:
+    """Return how to compute the gradient of the padded coordinates from start to stop."""
+    ranges = [geom.read_range(a) for a in range(geom.rank)]
+    first = tuple(max(a, low) for a, (low, _) in zip(start, ranges, strict=True))
+    last = tuple(max(min(b, high), a) for b, (_, high), a in zip(stop, ranges, first, strict=True))
+    size = tuple(b - a for a, b in zip(first, last, strict=True))
+    inside = tuple(
+        slice(a - origin, b - origin) for a, b, origin in zip(first, last, start, strict=True)
+    )
+    result = Cells(first, last, (*ALL, *inside), False, (), None)
+    if 0 in size or not pairs or not geom.K:
+        return result
+    everything = (first, last) == (start, stop)
+    cut = choice.scattered(task, geom, size, pairs)
+    if cut is not None:
+        return result._replace(whole=everything, boxes=cut)
+    axes = [geom.phases(a, first[a], last[a]) for a in range(geom.rank)]
+    reached = tuple(sum(phase.cells for phase in phases) for phases in axes)
+    return result._replace(
+        whole=everything and reached == size,
+        phases=tuple(
+            (
+                (*ALL, *(slice(p.offset, None, s) for p, s in zip(one, geom.stride, strict=True))),
+                one,
+                geom.backwards(one),
+            )
+            for one in itertools.product(*axes)
+        ),
+    )
+
+
+def _kept(make: Callable[[bool], Iterator[T]], many: int) -> Callable[[], Iterable[T]]:
+    """Return a function that gives all of them: the same ones each time where they are few."""
+    if many > FEW:
+        return lambda: make(False)
+    kept = tuple(make(True))
+    return lambda: kept
+
+
+def _part(
+    geom: Geometry,
+    groups: Range,
+    samples: Range,
+    outputs: Sequence[Range],
+    some: Sequence[Range],
+    other: Index,
+) -> Part:
+    """Return the product of some outputs at some channels and taps."""
+    channels, *taps = some
+    start, stop = geom.reads(*zip(*outputs, strict=True), *zip(*taps, strict=True))
+    how = reading(geom, _slices((groups, channels, samples)), start, stop)
+    return Part(how, other, _window(geom, outputs, taps))
+
+
+def _window(geom: Geometry, outputs: Sequence[Range], taps: Sequence[Range]) -> Window:
+    """Return what slides over the block of these outputs and taps."""
+    O, W = (tuple(b - a for a, b in ranges) for ranges in (outputs, taps))
+    return Window(O, W, geom.stride, geom.dilation)
+
+
+def _slices(ranges: Iterable[Range]) -> tuple[slice, ...]:
+    """Return the index of a box."""
+    return tuple(itertools.starmap(slice, ranges))
