@@ -60,8 +60,8 @@ METHODS: dict[str, Algorithm] = {
     "fft": fft,
 }
 
-# Nanoseconds on one core of an AMD EPYC (Zen 4) with NumPy 2.4's OpenBLAS, float32, November 2026;
-# fitted to the suite of `xconv.bench`. What counts is their ratios.
+# Nanoseconds on one core of AMD EPYCs (Zen 3 and Zen 4) with NumPy 2.4's OpenBLAS, float32,
+# November 2026; fitted to the suite of `xconv.bench`. What counts is their ratios.
 FLOP = 1 / 90  # of a large product
 ROW = 0.1  # a number of the columns, in a product with few rows
 COPY = 0.3  # a number copied in runs, as into columns
@@ -69,11 +69,12 @@ ADD = 0.5  # a number added to where a tap belongs
 LONE = 3  # times as much where groups of one channel share no product
 CALL = 5000.0  # one call of NumPy, on a small array
 WEIGHT = 3.0  # a weight rearranged; that is done once, by one core
-TILE = 4.2  # a number of a Winograd tile, transformed forth and back
-POINT = 2.3  # a weight transformed for Winograd, per point
+TILE = 3.5  # a number of a Winograd tile, transformed forth and back
+POINT = 4.6  # a weight transformed for Winograd, per point; that is done once, by one core
 WAVE = 0.7  # a number in a Fourier transform, per level
 MODE = 600.0  # a frequency, where spectra are matrices
 START = 100_000.0  # before winograd and fft pay at all
+FEW = 4  # taps of one channel per group that are faster one by one than by `depthwise`
 
 
 class Task(NamedTuple):
@@ -186,9 +187,10 @@ def _direct(task: Task, geom: Geometry, weights: bool) -> Algorithm:
     """
     if math.prod(geom.W) == 1:
         return pointwise
-    if task.method == "taps":
-        return taps
     lone = geom.c == geom.k == 1 and geom.G > 1 and max(geom.stride) == 1
+    few = lone and math.prod(geom.W) <= FEW and not weights  # as in phases of a stride
+    if task.method == "taps" or (task.method == "auto" and few):
+        return taps
     if lone and (not weights or (task.method == "auto" and not on_gpu(task.xp))):
         return depthwise
     return windows
@@ -216,14 +218,14 @@ def costs(task: Task, geom: Geometry, algorithm: Algorithm, mirrored: bool) -> f
     """Estimate the time of a contraction, in nanoseconds on one core."""
     wide, flop = task.wide, task.flop
     points, outputs = math.prod(geom.W), geom.N * math.prod(geom.O)
-    sums, weights = geom.K * geom.c, geom.K * geom.c * points
+    sums = geom.K * geom.c
     if algorithm is winograd:
         window = Window(geom.O, geom.W, geom.stride, geom.dilation)
         inputs, own, tiles = winograd.sizes(window)
         tiles *= geom.N
         products = 2 * flop * inputs * sums * tiles
         transforms = TILE * wide * (inputs * geom.C + own * geom.K) * tiles
-        return START + products + transforms + 2 * POINT * wide * inputs * sums
+        return START + products + transforms + POINT * wide * inputs * sums
     if algorithm is fft:
         cells = math.prod(
             fft.fast(s * (o - 1) + d * (w - 1) + 1)
@@ -233,7 +235,7 @@ def costs(task: Task, geom: Geometry, algorithm: Algorithm, mirrored: bool) -> f
         data = geom.N * (geom.C + geom.K) + sums
         modes = 2 * cells * sums * geom.N if geom.c == 1 else cells * geom.G * MODE
         return START + waves * data + wide * modes + 4 * flop * cells * sums * geom.N
-    products = 2 * flop * outputs * weights
+    products = 2 * flop * outputs * sums * points
     if algorithm is pointwise:
         return products
     columns = outputs * geom.C * points
@@ -241,7 +243,7 @@ def costs(task: Task, geom: Geometry, algorithm: Algorithm, mirrored: bool) -> f
         products
         + task.rows(columns, geom.k)
         + COPY * wide * columns
-        + mirrored * WEIGHT * wide * weights
+        + mirrored * WEIGHT * wide * sums * points
     )
 
 
