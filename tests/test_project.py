@@ -52,13 +52,14 @@ LINES = """
     schedule
     blocks
     cells
-    expression
+    chunks expression
     call
     validation
     convolution explanation gradients folding sizes
     nn testing
 """
 OUTSIDE = {  # who may import what, of what does not come with Python
+    "chunks": {"dask"},
     "bench": {"cupy", "numpy", "tqdm"},
     "namespace": {"array_api_compat", "numpy"},
     "workers": {"threadpoolctl"},

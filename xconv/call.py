@@ -7,10 +7,12 @@ an array goes from the user's layout to the form of `layout`, through `blocks` (
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 from . import blocks, cells, choice, expression, layout, workers
 from .blocks import Pair, Setup
@@ -23,6 +25,8 @@ from .namespace import (
     Array,
     Namespace,
     cast,
+    chunk_namespace,
+    chunked,
     current,
     device,
     dtype_name,
@@ -48,6 +52,15 @@ class Call:
     dtype: str | None
     method: str
     limits: Limits
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Name the namespace: modules cannot be sent to another process."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "xp": self.xp.__name__
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, xp=importlib.import_module(state["xp"]))
 
     @cached_property
     def x_shape(self) -> Ints:
@@ -77,9 +90,10 @@ class Call:
 
         Its result has the dtype of `like`, if that is given and no integer.
         """
+        xp = chunk_namespace(a) if chunked(self.xp) else self.xp
         names = dtype_name(a.dtype), dtype_name(b.dtype)
         own = None if like is None else dtype_name(like.dtype)
-        return contraction(self.xp, *names, terms, own, self.dtype, real_part)
+        return contraction(xp, *names, terms, own, self.dtype, real_part)
 
     @cached_property
     def forward_terms(self) -> int:
@@ -161,6 +175,10 @@ class Call:
             if not pairs or 0 in (geom.N, geom.C, geom.K, *shape):
                 y = self._nothing(shape, types.compute, like, pairs)
                 return cast(xp, y if b is None else y + self.bias_view(b, result), types.result)
+            if chunked(xp):
+                from . import chunks  # imports Dask
+
+                return chunks.data(self, name, pairs, b, types, conjugate, like)
             grouped, bias = operands()
             y = getattr(expression, name)(setup, grouped, geom, bias)
             return layout.ungrouped(xp, cast(xp, y, types.result), result, self.batched)
@@ -217,6 +235,10 @@ class Call:
             if 0 in (geom.N, geom.C, geom.K):
                 zero = self._nothing(shape, types.compute, x, [(x, g)])
                 return cast(xp, zero, types.result)
+            if chunked(xp):
+                from . import chunks  # imports Dask
+
+                return chunks.grad_weight(self, x, g, types, conjugate, per_sample)
             operands, each = split()
             if lead:
                 parts = [expression.grad_weight(setup, *pair, geom.per_sample()) for pair in each]

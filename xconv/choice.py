@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from . import depthwise, fft, plan, pointwise, taps, windows, winograd
 from .errors import Refusal, shown
 from .geometry import Geometry, Ints, Window
-from .namespace import COMPLEX, INTEGER, Array, Namespace, chunked, in_place, itemsize, on_gpu
+from .namespace import COMPLEX, INTEGER, Array, Namespace, in_place, itemsize, on_gpu
 from .plan import Limits, Plan
 
 
@@ -173,9 +173,6 @@ def expression(task: Task, geom: Geometry) -> Algorithm:
     """Choose the algorithm where arrays are not written in place: `taps`, if none is named."""
     if task.method in ("winograd", "fft"):
         _check_applies(task, geom)
-        if task.method == "fft" and chunked(task.xp):
-            rule = "arrays of one piece for method 'fft'; Dask's are chunked"
-            raise Refusal(rule, "Dask arrays", TypeError)
     return METHODS["taps" if task.method == "auto" else task.method]
 
 

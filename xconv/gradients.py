@@ -98,7 +98,7 @@ def conv_backward(
     for_x = call.types(dy, w, call.input_terms, like=x)
     for_w = call.types(dy, x, call.weight_terms, like=w)
     return ConvGrads(
-        call.grad_input([(dy, w)], None, for_x, dy, conjugate=True) if want_x else None,
+        call.grad_input([(dy, w)], None, for_x, x, conjugate=True) if want_x else None,
         call.grad_weight(x, dy, for_w) if want_w else None,
         call.bias_grad(dy, call.layout.y) if want_b else None,
     )
@@ -175,7 +175,7 @@ def conv_transpose_backward(
     for_x = call.types(dy, w, call.forward_terms, like=x)
     for_w = call.types(dy, x, call.weight_terms, like=w)
     return ConvGrads(
-        call.forward([(dy, w)], None, for_x, dy, conjugate=True) if want_x else None,
+        call.forward([(dy, w)], None, for_x, x, conjugate=True) if want_x else None,
         call.grad_weight(dy, x, for_w, conjugate=(False, True)) if want_w else None,
         call.bias_grad(dy, call.layout.x) if want_b else None,
     )
@@ -384,7 +384,7 @@ def conv_double_backward(
     dx = dw = None
     if ddw is not None:
         types = call.types(dy, ddw, call.input_terms, like=x)
-        dx = call.grad_input([(dy, ddw)], None, types, dy, conjugate=True)
+        dx = call.grad_input([(dy, ddw)], None, types, x, conjugate=True)
     if ddx is not None:
         types = call.types(dy, ddx, call.weight_terms, like=w)
         dw = call.grad_weight(ddx, dy, types)
@@ -470,7 +470,7 @@ def conv_transpose_double_backward(
     dx = dw = None
     if ddw is not None:
         types = call.types(dy, ddw, call.forward_terms, like=x)
-        dx = call.forward([(dy, ddw)], None, types, dy, conjugate=True)
+        dx = call.forward([(dy, ddw)], None, types, x, conjugate=True)
     if ddx is not None:
         types = call.types(dy, ddx, call.weight_terms, like=w)
         dw = call.grad_weight(dy, ddx, types, conjugate=(False, True))

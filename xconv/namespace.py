@@ -119,6 +119,11 @@ def chunked(xp: Namespace) -> bool:
     return array_api_compat.is_dask_namespace(xp)
 
 
+def chunk_namespace(a: Array) -> Namespace:
+    """Return the namespace of a Dask array's chunks."""
+    return accept(a=a._meta)[0]
+
+
 def widens_integers(xp: Namespace) -> bool:
     """Whether small integers are multiplied exactly as float64.
 

@@ -35,6 +35,12 @@ class Run(NamedTuple):
         """Return the same run, its coordinates counted from `begin`."""
         return self._replace(start=self.start - begin, stop=self.stop - begin)
 
+    def ends(self) -> tuple[int, int]:
+        """Return the input cells that it holds, as (first, one past the last)."""
+        assert self.source is not None
+        other = self.source + self.step * (self.stop - self.start - 1)
+        return min(self.source, other), max(self.source, other) + 1
+
     def cells(self) -> slice:
         """Return the input cells in the order of the coordinates; of a repeated one, just that."""
         if self.source is None:
@@ -88,16 +94,21 @@ class Strip(NamedTuple):
 def strips(size: int, mode: str, low: int, high: int) -> tuple[Strip, ...]:
     """Cut an axis so that each part is copied as a whole, or not at all, by each run."""
     runs = [Run(0, size, 0, 1)] if size else []
-    if mode != "zeros":
-        runs += [_outside(size, mode, -low, 0)] * (low > 0)
-        runs += [_outside(size, mode, size, size + high)] * (high > 0)
-    cuts = {0, size}
-    for run in runs:
-        cuts.update((min(_ends(run)), max(_ends(run)) + 1))
+    runs += _outer(size, mode, low, high)
+    cuts = {0, size}.union(*(run.ends() for run in runs))
     return tuple(
         Strip(a, b, tuple(part for run in runs for part in _copies(run, a, b)))
         for a, b in itertools.pairwise(sorted(cuts))
     )
+
+
+def copies(size: int, mode: str, pair: tuple[int, int], a: int, b: int) -> list[Run]:
+    """Return the runs of padded coordinates that hold the input cells ``[a, b)``, or some."""
+    runs = [Run(a, b, a, 1)] if a < b else []
+    for outside in _outer(size, mode, *pair):
+        first, last = outside.ends()
+        runs += _copies(outside, max(a, first), min(b, last))
+    return runs
 
 
 def split(strip: Strip, widest: int) -> list[Strip]:
@@ -109,24 +120,26 @@ def split(strip: Strip, widest: int) -> list[Strip]:
     ]
 
 
-def _ends(run: Run) -> tuple[int, int]:
-    """Return the input cells of a run's first and last coordinate."""
-    assert run.source is not None
-    return run.source, run.source + run.step * (run.stop - run.start - 1)
+def _outer(size: int, mode: str, low: int, high: int) -> list[Run]:
+    """Return the runs before and after the input that hold copies of it."""
+    if mode == "zeros":
+        return []
+    below = [_outside(size, mode, -low, 0)] if low > 0 else []
+    return below + ([_outside(size, mode, size, size + high)] if high > 0 else [])
 
 
 def _copies(run: Run, a: int, b: int, widest: int = 0) -> Iterator[Run]:
     """Yield the parts of a run that are copies of the input cells ``[a, b)``."""
-    ends = _ends(run)
-    if not min(ends) <= a < b <= max(ends) + 1:
+    first, last = run.ends()
+    if not first <= a < b <= last:
         return
     if run.step == 0:
         chunk = widest or run.stop - run.start
         for start in range(run.start, run.stop, chunk):
             yield Run(start, min(start + chunk, run.stop), a, 0)
     else:
-        first = run.start + (a - ends[0] if run.step == 1 else ends[0] - (b - 1))
-        yield Run(first, first + b - a, a if run.step == 1 else b - 1, run.step)
+        start = run.start + (a - first if run.step == 1 else last - b)
+        yield Run(start, start + b - a, a if run.step == 1 else b - 1, run.step)
 
 
 class Reading(NamedTuple):

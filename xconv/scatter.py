@@ -24,14 +24,17 @@ def prepare(xp: Namespace, w: Array) -> Array:
     return xp.matrix_transpose(xp.reshape(w, (*w.shape[:2], math.prod(w.shape[2:]))))
 
 
+def reach(geom: Geometry, axis: int, start: int, stop: int) -> tuple[int, int]:
+    """Return the outputs of one axis, as (first, one past the last), that read padded cells."""
+    s, low, O = geom.stride[axis], geom.padding[axis][0], geom.O[axis]
+    first = min(max(-((geom.dilation[axis] * (geom.W[axis] - 1) - low - start) // s), 0), O)
+    return first, max(min((stop - 1 + low) // s + 1, O), first)
+
+
 def outputs(geom: Geometry, start: Ints, stop: Ints) -> tuple[Ints, Ints]:
     """Return the outputs, as (first, one past the last), that read padded cells in a box."""
-    first, last = [], []
-    for a in range(geom.rank):
-        s, low, reach = geom.stride[a], geom.padding[a][0], geom.dilation[a] * (geom.W[a] - 1)
-        first.append(min(max(-((reach - low - start[a]) // s), 0), geom.O[a]))
-        last.append(max(min((stop[a] - 1 + low) // s + 1, geom.O[a]), first[-1]))
-    return tuple(first), tuple(last)
+    ends = [reach(geom, a, *pair) for a, pair in enumerate(zip(start, stop, strict=True))]
+    return tuple(first for first, _ in ends), tuple(last for _, last in ends)
 
 
 class Addition(NamedTuple):

@@ -259,3 +259,14 @@ def _window(geom: Geometry, outputs: Sequence[Range], taps: Sequence[Range]) -> 
 def _slices(ranges: Iterable[Range]) -> tuple[slice, ...]:
     """Return the index of a box."""
     return tuple(itertools.starmap(slice, ranges))
+
+
+def check(contraction: str, task: Task, geom: Geometry, pairs: int) -> None:
+    """Refuse what cannot be planned, without doing it."""
+    if contraction == "forward":
+        forward(task, geom, pairs)
+    elif contraction == "grad_weight":
+        grad_weight(task, geom)
+    else:
+        for _, _, backwards in cells(task, geom, (0,) * geom.rank, geom.I, pairs).phases:
+            forward(task, backwards, pairs, True)

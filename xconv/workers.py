@@ -3,8 +3,7 @@
 A call uses as many workers as NumPy's BLAS may use threads when it starts, so OMP_NUM_THREADS
 and `threadpoolctl.threadpool_limits` hold. Meanwhile BLAS itself runs on one thread: a product
 has the same bits then however many workers there are, and two workers with a block each are
-faster than two threads inside many small products. Inside a Dask task nothing tells this module so:
-limit BLAS there (`threadpool_limits(1)`) where workers would be too many.
+faster than two threads inside many small products.
 
 A fork while another thread is inside a product can hang in OpenBLAS, with or without xconv.
 """
@@ -126,10 +125,29 @@ class available:
 
     def __enter__(self) -> int:
         self.before = _blas.enter()
-        return max(self.before, default=1)
+        return 1 if _alone.on else max(self.before, default=1)
 
     def __exit__(self, *_: object) -> None:
         _blas.leave(self.before)
+
+
+class _Alone(threading.local):
+    """Whether calls on this thread use no other."""
+
+    on = False
+
+
+_alone = _Alone()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let calls on this thread use no other, as in a Dask task: there are other tasks."""
+    before, _alone.on = _alone.on, True
+    try:
+        yield
+    finally:
+        _alone.on = before
 
 
 def run(

@@ -1,0 +1,230 @@
+"""Dask: awkward chunks, lean graphs, other processes, and a worker that is lost."""
+
+import itertools
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import xconv
+
+da = pytest.importorskip("dask.array")
+
+pytestmark = pytest.mark.backends("dask")
+
+OPTIONS = [
+    {},
+    {"stride": 2, "padding": 1},
+    {"stride": (3, 2), "padding": ((2, 0), (-1, 3)), "dilation": (1, 2)},
+    {"padding": "same", "padding_mode": "reflect"},
+    {"padding": 3, "padding_mode": "circular", "stride": 2},
+    {"padding": ((4, 1), (0, 2)), "padding_mode": "replicate"},
+    {"padding": ((2, 3), (3, 2)), "padding_mode": "symmetric", "dilation": 2},
+    {"dilation": 5, "padding": 6},
+    {"groups": 2, "padding": "full"},
+]
+CHUNKS = [1, (2, 3, 7, 5), (1, (1, 3), (2, 3, 8), (7, 2)), ((1, 1), 4, (1, 1, 2, 5, 4), 3)]
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).integers(-4, 5, shape).astype(float)
+
+
+def sides(options):
+    """Return x, w, b and the gradient of the output, small integers."""
+    x, w, b = draw(2, 4, 13, 9), draw(6, 4 // options.get("groups", 1), 3, 3), draw(6)
+    return x, w, b, draw(*xconv.conv(x, w, **options).shape, seed=1)
+
+
+def lazily(a, chunks):
+    """Return `a` in chunks; a tuple of sizes is cut to the axes' own."""
+    if isinstance(chunks, int):
+        return da.from_array(a, chunks=chunks)
+    fitted = []
+    for size, own in zip(a.shape, chunks, strict=True):
+        own = own if isinstance(own, tuple) else (own,) * size
+        bounds = [min(end, size) for end in itertools.accumulate(own, initial=0)] + [size]
+        fitted.append(tuple(b - a for a, b in itertools.pairwise(bounds) if b > a))
+    return da.from_array(a, chunks=tuple(fitted))
+
+
+@pytest.mark.parametrize("chunks", CHUNKS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_awkward_chunks(options, chunks):
+    x, w, b, dy = sides(options)
+    options = {**options, "method": "taps"}
+    lx, ldy = lazily(x, chunks), lazily(dy, chunks)
+    whole = xconv.conv(x, w, b, **options), *xconv.conv_backward(dy, x, w, **options)
+    for lw in (w, da.from_array(w, chunks=2)):
+        lazy = xconv.conv(lx, lw, b, **options), *xconv.conv_backward(ldy, lx, lw, **options)
+        for result, right in zip(lazy, whole, strict=True):
+            assert (result.shape, result.dtype) == (right.shape, right.dtype)
+            assert_array_equal(result.compute(scheduler="sync"), right, strict=True)
+
+
+@pytest.mark.parametrize("chunks", CHUNKS[:2], ids=str)
+@pytest.mark.parametrize("options", OPTIONS[:4], ids=str)
+def test_the_other_functions(options, chunks):
+    x, w, b, dy = sides(options)
+    options = {**options, "method": "taps"}
+    lx, ldy = lazily(x, chunks), lazily(dy, chunks)
+    ddx, ddw = draw(*x.shape, seed=2), draw(*w.shape, seed=3)
+    size = x.shape[2:]
+    pairs = [
+        (xconv.conv_grad_input, (dy, w, size), (ldy, w, size), {}),
+        (xconv.conv_grad_weight, (dy, x, (3, 3)), (ldy, lx, (3, 3)), {"per_sample": True}),
+        (xconv.conv_transpose, (dy, w), (ldy, w), {"output_size": size}),
+        (xconv.conv_double_backward, (ddx, ddw, b, dy, x, w), (ddx, ddw, b, ldy, lx, w), {}),
+        (xconv.conv, (x[0], w), (lx[0], w), {}),
+    ]
+    for function, plain, lazy, more in pairs:
+        right, got = function(*plain, **options, **more), function(*lazy, **options, **more)
+        right, got = ((r,) if not isinstance(r, tuple) else r for r in (right, got))
+        for one, other in zip(got, right, strict=True):
+            assert isinstance(one, da.Array)
+            assert_array_equal(one.compute(scheduler="sync"), other, strict=True)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", ("NHWC", "OIHW", "CHWN")], ids=str)
+def test_layouts(layout):
+    x, w = draw(3, 16, 14, 4), draw(3, 3, 4, 6)
+    if layout != "channels_last":
+        w = w.transpose(3, 2, 0, 1)
+    right = xconv.conv(x, w, layout=layout, padding=1)
+    lazy = xconv.conv(da.from_array(x, chunks=(2, 5, 7, 3)), w, layout=layout, padding=1)
+    assert_array_equal(lazy.compute(scheduler="sync"), right, strict=True)
+
+
+def tasks(a):
+    """Count the tasks that are not the input's own."""
+    layers = a.__dask_graph__().layers
+    return sum(len(layer) for name, layer in layers.items() if name.startswith("xconv"))
+
+
+def test_chunks_of_results_follow_those_of_the_input():
+    x, w = da.ones((4, 2, 300, 200), chunks=(2, 1, 100, (150, 50))), np.ones((3, 2, 5, 5))
+    y = xconv.conv(x, w, padding=2)
+    assert y.chunks == ((2, 2), (3,), (100, 100, 100), (150, 50))
+    assert xconv.conv(x, w, padding=2, stride=2).chunks[2:] == ((50, 50, 50), (75, 25))
+    dx = xconv.conv_grad_input(y, w, (300, 200), padding=2)
+    assert dx.chunks == ((2, 2), (2,), (100, 100, 100), (150, 50))
+    up = xconv.conv_transpose(x, np.ones((2, 3, 2, 2)), stride=2)
+    assert up.chunks[2:] == ((200, 200, 200), (300, 100))
+    dx, _, _ = xconv.conv_backward(y.rechunk((4, 3, 77, 200)), x, w, padding=2)
+    assert dx.chunks == ((2, 2), (2,), (100, 100, 100), (150, 50))
+
+
+def test_tasks_of_a_chunk():
+    """One task, and one for each part of an input chunk that is not all of it."""
+    x, w = da.zeros((1, 1, 80, 80, 80), chunks=(1, 1, 10, 10, 10)), np.ones((1, 1, 3, 3, 3))
+    y = xconv.conv(x, w, padding=1)
+    touched = (2 + 6 * 3 + 2) ** 3  # along one axis 2 at the ends, 3 within
+    assert tasks(y) <= y.npartitions + touched
+    dw = xconv.conv_grad_weight(y, x, (3, 3, 3), padding=1)
+    summed = sum(-(-y.npartitions // 8**level) for level in range(1, 4))
+    assert tasks(dw) <= y.npartitions + touched + summed + tasks(y)
+    for stride in (1, 2):
+        one = xconv.conv(x, np.ones((1, 1, 1, 1, 1)), stride=stride)
+        assert tasks(one) <= (2 if stride > 1 else 1) * one.npartitions
+
+
+def test_only_the_slab_is_read():
+    """A chunk of the result needs no chunk that it does not read."""
+    read = []
+
+    def block(number):
+        read.append(number)
+        return np.ones((1, 1, 10))
+
+    import dask
+
+    parts = [
+        da.from_delayed(dask.delayed(block)(i), (1, 1, 10), dtype=float, meta=np.empty((0, 0, 0)))
+        for i in range(40)
+    ]
+    x = da.concatenate(parts, axis=2)
+    xconv.conv(x, np.ones((1, 1, 3)), padding=1).blocks[0, 0, 20].compute(scheduler="sync")
+    assert sorted(read) == [19, 20, 21]
+    read.clear()
+    far = xconv.conv(x, np.ones((1, 1, 3)), dilation=150)  # taps lie 15 chunks apart
+    far.blocks[0, 0, 2].compute(scheduler="sync")
+    assert len(read) == 3 and max(read) - min(read) == 30
+    read.clear()
+    dx = xconv.conv_grad_input(x, np.ones((1, 1, 3)), (400,), padding=1)
+    dx.blocks[0, 0, 0].compute(scheduler="sync")
+    assert sorted(read) == [0, 1]
+
+
+def test_errors_come_at_the_call():
+    x = da.ones((1, 2, 30, 30), chunks=10)
+    for function, needed in [
+        (lambda: xconv.conv(x, np.ones((1, 2, 3, 3)), stride=2, method="winograd"), "strides"),
+        (lambda: xconv.conv(x, np.ones((1, 2, 3, 3)), max_workspace=8), "max_workspace"),
+        (lambda: xconv.conv(x.astype(int), np.ones((1, 2, 3, 3), int), method="fft"), "floating"),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=rf"conv: need .*{needed}.*; got "):
+            function()
+
+
+@pytest.mark.parametrize("method", ["winograd", "fft", "windows", "auto"])
+def test_methods(method):
+    x, w = draw(1, 3, 40, 40), draw(5, 3, 3, 3)
+    lazy = xconv.conv(da.from_array(x, chunks=(1, 3, 17, 40)), w, padding=1, method=method)
+    right = xconv.conv(x, w, padding=1, method="taps")
+    np.testing.assert_allclose(lazy.compute(scheduler="threads"), right, atol=1e-9)
+
+
+def test_a_large_graph_is_built_in_linear_time():
+    """Not a measurement: a square number of steps would take minutes."""
+    x, w = da.zeros((1, 1, 400_000), chunks=20), np.ones((1, 1, 3))
+    start = time.perf_counter()
+    y = xconv.conv(x, w, padding=1)
+    assert y.npartitions == 20_000
+    assert time.perf_counter() - start < 20
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, memory_limit="1GiB", dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+def test_a_cluster(cluster):
+    x, w, b, dy = sides(OPTIONS[2])
+    lx, ldy = lazily(x, CHUNKS[1]), lazily(dy, CHUNKS[3])
+    lazy = xconv.conv(lx, w, b, **OPTIONS[2]), *xconv.conv_backward(ldy, lx, w, **OPTIONS[2])
+    whole = xconv.conv(x, w, b, **OPTIONS[2]), *xconv.conv_backward(dy, x, w, **OPTIONS[2])
+    for got, right in zip(cluster.gather(cluster.compute(list(lazy))), whole, strict=True):
+        assert_array_equal(got, right, strict=True)
+
+
+def busy(dask_scheduler):
+    """Whether the cluster is in the middle of its work."""
+    return sum(task.state == "memory" for task in dask_scheduler.tasks.values()) > 50
+
+
+def test_a_worker_that_is_lost(cluster):
+    """Its work is done again, to the same bits."""
+    x = da.random.default_rng(0).standard_normal((1, 2, 60, 60, 60), chunks=(1, 2, 12, 12, 12))
+    x = x.astype(np.float32)
+    w = np.random.default_rng(1).standard_normal((3, 2, 3, 3, 3)).astype(np.float32)
+    y = xconv.conv(x, w, padding=1)
+    dw = xconv.conv_grad_weight(y, x, (3, 3, 3), padding=1)
+    right = dw.compute(scheduler="sync")
+    victim = next(iter(cluster.run(os.getpid).values()))
+    result = cluster.compute(dw)
+    while not cluster.run_on_scheduler(
+        lambda dask_scheduler: dask_scheduler.transition_counter > 300
+    ):
+        time.sleep(0.01)
+    os.kill(victim, signal.SIGKILL)
+    assert_array_equal(result.result(timeout=120), right, strict=True)

@@ -1,0 +1,511 @@
+"""Dask: the contractions chunk by chunk, lazily. Imported when a Dask array arrives.
+
+Every chunk of a result is one task: it puts together the slab of input that it reads, from parts
+of the input's chunks, and is a call of its own on it. Each part is a task too, done where its
+chunk is, so that nothing but slabs moves between workers. With p parts, a chunk of an output or of
+an input gradient is at most 1 + p tasks. A weight gradient is a product for each chunk of the
+output's gradient, summed as a tree.
+
+Chunks are boxes of the same geometry as blocks within a call: see `Geometry.reads`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import operator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dask._task_spec import Task, TaskRef
+from dask.array import Array as DaskArray
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
+
+from . import choice, padding, scatter, schedule, workers
+from .dtypes import DTypes
+from .geometry import Geometry, Ints
+from .layout import Axes, without_batch
+from .namespace import Array, Namespace, accept, cast, chunk_namespace, current, dtype_of
+from .padding import Index, Run
+
+if TYPE_CHECKING:
+    from .call import Call
+
+FAN_IN = 8  # weight gradients that are added up at once
+Range = tuple[int, int]
+
+
+class Reach(NamedTuple):
+    """What a chunk of outputs reads along one axis, as a convolution of its own.
+
+    ``runs`` fill the slab: their `source` is a cell of the input, None for zeros.
+    """
+
+    runs: tuple[Run, ...]
+    I: int
+    padding: Range
+    dilation: int
+
+
+@lru_cache(maxsize=256)
+def reach(geom: Geometry, axis: int, start: int, stop: int) -> Reach:
+    """Return what outputs ``[start, stop)`` of one axis read."""
+    s, d, W = geom.stride[axis], geom.dilation[axis], geom.W[axis]
+    I, (low, _) = geom.I[axis], geom.padding[axis]
+    first, span = s * start - low, s * (stop - start - 1) + 1
+    if d > span and W > 1:  # the taps read apart: their cells are put side by side
+        runs = [
+            run.moved(first + d * t - span * t)
+            for t in range(W)
+            for run in padding.pieces(I, geom.padding_mode, first + d * t, first + d * t + span)
+        ]
+        return Reach(tuple(runs), span * W, (0, 0), span)
+    last = first + span + d * (W - 1)
+    if geom.padding_mode == "zeros":  # what lies outside is left to the call
+        begin = min(max(first, 0), I)
+        end = max(min(last, I), begin)
+        runs = [Run(0, end - begin, begin, 1)] if begin < end else []
+        return Reach(tuple(runs), end - begin, (begin - first, last - end), d)
+    runs = [run.moved(first) for run in padding.pieces(I, geom.padding_mode, first, last)]
+    return Reach(tuple(runs), last - first, (0, 0), d)
+
+
+class Part(NamedTuple):
+    """A part of a slab along one axis: of which chunk, which cells of it, and where they go.
+
+    ``whole`` says that it is all of the chunk, in order.
+    """
+
+    chunk: int
+    here: slice
+    there: slice
+    whole: bool
+
+
+def parts(runs: Iterable[Run], bounds: Sequence[int]) -> list[Part]:
+    """Return the parts of chunks, from each of the bounds to the next, that the runs take."""
+    found = []
+    for run in runs:
+        if run.source is None:
+            continue
+        length = run.stop - run.start
+        low = run.source if run.step != -1 else run.source - length + 1
+        high = low + 1 if run.step == 0 else low + length
+        chunk = bisect_right(bounds, low) - 1
+        while low < high:
+            begin, end = bounds[chunk], bounds[chunk + 1]
+            stop = min(high, end)
+            if low < stop:
+                here = slice(low - begin, stop - begin)
+                whole = run.step == 1 and (low, stop) == (begin, end)
+                first = run.start + (low - run.source if run.step == 1 else run.source - stop + 1)
+                there = slice(first, first + stop - low)
+                if run.step == 0:
+                    there = slice(run.start, run.stop)
+                elif run.step == -1:
+                    after = low - begin - 1
+                    here = slice(stop - begin - 1, after if after >= 0 else None, -1)
+                found.append(Part(chunk, here, there, whole))
+            low, chunk = max(low, stop), chunk + 1
+    return found
+
+
+class Copy(NamedTuple):
+    """Padded coordinates of one axis that copy cells of a chunk, and which cells of it."""
+
+    run: Run
+    there: slice
+
+
+class Piece(NamedTuple):
+    """One axis of a call on slabs: the parts and the length of each slab, and the geometry.
+
+    In an input gradient, `copy` is what the result is the gradient of, where that is not the chunk.
+    """
+
+    slabs: tuple[tuple[list[Part], int], ...]
+    I: int
+    O: int
+    padding: Range
+    dilation: int
+    copy: Copy | None = None
+
+
+@dataclass(frozen=True)
+class Slab:
+    """A piece of an array put together from parts of its chunks: where each of them goes."""
+
+    shape: Ints
+    dtype: Any
+    places: tuple[Index, ...]
+    filled: bool  # whether they leave nothing free, which is zero then
+
+    def assembled(self, xp: Namespace, given: Iterator[Array]) -> Array:
+        """Return the slab; a single part that fills it is not copied."""
+        arrays = [next(given) for _ in self.places]
+        if len(arrays) == 1 and arrays[0].shape == self.shape:
+            return arrays[0]
+        slab = (xp.empty if self.filled else xp.zeros)(self.shape, dtype=self.dtype)
+        for there, array in zip(self.places, arrays, strict=True):
+            slab[there] = array
+        return slab
+
+
+@dataclass(frozen=True)
+class Term:
+    """One call of a chunk's task, and its slabs.
+
+    ``copies``, one for each spatial axis, say where its result adds to the chunk; where all are
+    None, it is the chunk.
+    """
+
+    call: Call
+    slabs: tuple[Slab, ...]
+    copies: tuple[Copy | None, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all tasks of one contraction have in common."""
+
+    contraction: str
+    types: DTypes
+    conjugate: Any
+    pairs: int = 1
+    bias: bool = False
+    per_sample: bool = False
+
+
+class Side:
+    """An array of samples, the layout of its axes, and the bounds of its chunks along each."""
+
+    def __init__(self, array: DaskArray, axes: Axes) -> None:
+        self.array, self.axes = array, axes
+        self.bounds = [list(itertools.accumulate(sizes, initial=0)) for sizes in array.chunks]
+
+    def spatial(self, axis: int) -> list[int]:
+        """Return the bounds of the chunks along a spatial axis."""
+        return self.bounds[self.axes.spatial[axis]]
+
+    def samples(self) -> list[int]:
+        """Return the bounds of the chunks of samples; without a batch there is one sample."""
+        return self.bounds[self.axes.first] if self.axes.first >= 0 else [0, 1]
+
+    def along(
+        self, samples: Range, spatial: Sequence[tuple[list[Part], int]]
+    ) -> tuple[tuple[list[Part], int], ...]:
+        """Return the parts, and their length, of each axis of the array; all of its channels."""
+        channels = _whole(0, self.array.shape[self.axes.last], self.bounds[self.axes.last])
+        return _arranged(self.axes, _whole(*samples, self.samples()), spatial, channels)
+
+
+class _Graph:
+    """Tasks under one name, and the arrays that they read."""
+
+    def __init__(self, call: Call, work: Work, arrays: Sequence[DaskArray], *more: Any) -> None:
+        geom, layout = call.geom, call.layout
+        token = tokenize(
+            work, geom, layout, call.method, call.limits, [a.name for a in arrays], more
+        )
+        self.name = f"xconv-{work.contraction}-{token}"
+        self.call, self.work, self.arrays = call, work, arrays
+        self.xp = chunk_namespace(arrays[0])
+        self.tasks: dict[Any, Task] = {}
+        self.largest: Call | None = None
+
+    def term(
+        self,
+        key: Ints,
+        data: Sequence[Side],
+        samples: Range,
+        pieces: Sequence[Piece],
+        refs: list[TaskRef],
+    ) -> Term:
+        """Return the call on some slabs; append their parts to `refs`."""
+        geom = dataclasses.replace(
+            self.call.geom,
+            N=samples[1] - samples[0],
+            I=tuple(piece.I for piece in pieces),
+            O=tuple(piece.O for piece in pieces),
+            padding=tuple(piece.padding for piece in pieces),
+            dilation=tuple(piece.dilation for piece in pieces),
+            padding_mode="zeros",
+        )
+        slabs = []
+        for number, side in enumerate(data):
+            name = side.array.name
+            along = side.along(samples, [piece.slabs[number] for piece in pieces])
+            places = []
+            for box in itertools.product(*(found for found, _ in along)):
+                chunk = (name, *(part.chunk for part in box))
+                places.append(tuple(part.there for part in box))
+                if not all(part.whole for part in box):
+                    own = (f"{self.name}-part", *key, len(refs))
+                    here = tuple(part.here for part in box)
+                    self.tasks[own] = Task(own, operator.getitem, TaskRef(chunk), here)
+                    chunk = own
+                refs.append(TaskRef(chunk))
+            shape = tuple(length for _, length in along)
+            filled = all(
+                sum(part.there.stop - part.there.start for part in found) == length
+                for found, length in along
+            )
+            slabs.append(Slab(shape, side.array.dtype, tuple(places), filled))
+        call = dataclasses.replace(self.call, xp=self.xp, geom=geom)
+        if self.largest is None or self.largest.geom.outputs < geom.outputs:
+            self.largest = call
+        copies = tuple(piece.copy for piece in pieces)
+        return Term(call, tuple(slabs), copies)
+
+    def check(self) -> None:
+        """Refuse what the method or the workspace cannot do now, and not in a task."""
+        if self.largest is not None:
+            call, work = self.largest, self.work
+            task = choice.Task(call.xp, call.method, *work.types, call.limits)
+            schedule.check(work.contraction, task, call.geom, work.pairs)
+
+    def array(self, chunks: Any, dtype: str) -> DaskArray:
+        """Return the result as a Dask array."""
+        self.check()
+        graph = HighLevelGraph.from_collections(self.name, self.tasks, self.arrays)
+        meta = self.xp.empty((0,) * len(chunks), dtype=dtype_of(self.xp, dtype))
+        return DaskArray(graph, self.name, chunks, meta=meta)
+
+
+def data(
+    call: Call,
+    contraction: str,
+    pairs: Sequence[tuple[DaskArray, DaskArray]],
+    b: DaskArray | None,
+    types: DTypes,
+    conjugate: bool,
+    like: DaskArray,
+) -> DaskArray:
+    """Return a forward contraction or an input gradient, summed over the pairs, plus b.
+
+    Its chunks are those of `like`, if that has its shape, else those of the first array moved to
+    where the result has what they have.
+    """
+    geom, forward = call.geom, contraction == "forward"
+    axes, result = (call.layout.x, call.layout.y) if forward else (call.layout.y, call.layout.x)
+    if not call.batched:
+        axes, result = without_batch(axes), without_batch(result)
+    sides = [Side(a, axes) for a, _ in pairs]
+    given = [_in_one(a) for a in (*(w for _, w in pairs), b) if a is not None]
+    if like.shape == (call.y_shape if forward else call.x_shape):
+        follow = Side(like, result)
+        spatial = [follow.spatial(a) for a in range(geom.rank)]
+    else:
+        follow = sides[0]
+        spatial = [_moved(geom, a, follow.spatial(a), forward) for a in range(geom.rank)]
+    samples = follow.samples()
+    work = Work(contraction, types, conjugate, len(pairs), b is not None)
+    graph = _Graph(call, work, [*(side.array for side in sides), *given], samples, spatial)
+    pieces = _outputs if forward else _inputs
+    along = [
+        [
+            (stop - start, pieces(geom, a, start, stop, [side.spatial(a) for side in sides]))
+            for start, stop in itertools.pairwise(bounds)
+        ]
+        for a, bounds in enumerate(spatial)
+    ]
+    channels = geom.K if forward else geom.C
+    batches = itertools.pairwise(samples)
+    for (i, batch), *boxes in itertools.product(enumerate(batches), *map(enumerate, along)):
+        key = (graph.name, *_arranged(result, i, [j for j, _ in boxes], 0))
+        lengths = [length for _, (length, _) in boxes]
+        shape = _arranged(result, batch[1] - batch[0], lengths, channels)
+        refs = [TaskRef((a.name, *(0,) * a.ndim)) for a in given]
+        terms = tuple(
+            graph.term(key[1:], sides, batch, one, refs)
+            for one in itertools.product(*(found for _, (_, found) in boxes))
+            if 0 not in shape
+        )
+        graph.tasks[key] = Task(key, _data, work, terms, shape, result, *refs)
+    chunks = _arranged(result, _sizes(samples), list(map(_sizes, spatial)), (channels,))
+    return graph.array(chunks, types.result)
+
+
+def grad_weight(
+    call: Call,
+    x: DaskArray,
+    g: DaskArray,
+    types: DTypes,
+    conjugate: tuple[bool, bool],
+    per_sample: bool,
+) -> DaskArray:
+    """Return the weight gradient: of each chunk of g, then summed as a tree."""
+    geom, axes, other = call.geom, call.layout.x, call.layout.y
+    if not call.batched:
+        axes, other = without_batch(axes), without_batch(other)
+    lead = per_sample and call.batched
+    work = Work("grad_weight", types, conjugate, per_sample=per_sample)
+    graph = _Graph(call, work, [x, g])
+    cells, outputs = Side(x, axes), Side(g, other)
+    along = [
+        [
+            _product(geom, a, start, stop, cells.spatial(a), outputs.spatial(a))
+            for start, stop in itertools.pairwise(outputs.spatial(a))
+            if start < stop
+        ]
+        for a in range(geom.rank)
+    ]
+    found: list[list[TaskRef]] = []
+    for i, batch in enumerate(itertools.pairwise(outputs.samples())):
+        found.append([])
+        for j, pieces in enumerate(itertools.product(*along)):
+            key = (f"{graph.name}-term", i, j)
+            refs: list[TaskRef] = []
+            term = graph.term((i, j), (cells, outputs), batch, pieces, refs)
+            graph.tasks[key] = Task(key, _weights, work, term, *refs)
+            found[-1].append(TaskRef(key))
+    zeros = (0,) * (geom.rank + 2)
+    if not lead:
+        _tree(graph, [ref for own in found for ref in own], (*zeros,))
+        return graph.array(tuple((n,) for n in call.w_shape), types.result)
+    for i, own in enumerate(found):
+        _tree(graph, own, (i, *zeros))
+    samples = _sizes(outputs.samples())
+    return graph.array((samples, *((n,) for n in call.w_shape)), types.result)
+
+
+def _tree(graph: _Graph, refs: list[TaskRef], key: Ints) -> None:
+    """Add the sum of some arrays, `FAN_IN` at a time."""
+    level = 0
+    while len(refs) > FAN_IN:
+        sums = []
+        for i in range(0, len(refs), FAN_IN):
+            own = (f"{graph.name}-sum", *key, level, i // FAN_IN)
+            graph.tasks[own] = Task(own, _sum, None, *refs[i : i + FAN_IN])
+            sums.append(TaskRef(own))
+        refs, level = sums, level + 1
+    last = (graph.name, *key)
+    graph.tasks[last] = Task(last, _sum, graph.work.types.result, *refs)
+
+
+def _in_one(a: DaskArray) -> DaskArray:
+    """Return a small array as one chunk."""
+    return a.rechunk(a.shape) if a.npartitions > 1 else a
+
+
+def _outputs(
+    geom: Geometry, axis: int, start: int, stop: int, bounds: Sequence[list[int]]
+) -> list[Piece]:
+    """Return what outputs ``[start, stop)`` of one axis are computed from."""
+    if start == stop:
+        return []
+    read = reach(geom, axis, start, stop)
+    slabs = tuple((parts(read.runs, each), read.I) for each in bounds)
+    return [Piece(slabs, read.I, stop - start, read.padding, read.dilation)]
+
+
+def _product(
+    geom: Geometry, axis: int, start: int, stop: int, cells: list[int], outputs: list[int]
+) -> Piece:
+    """Return what outputs ``[start, stop)`` of one axis contribute to the weight gradient."""
+    (piece,) = _outputs(geom, axis, start, stop, [cells])
+    return piece._replace(slabs=(*piece.slabs, _whole(start, stop, outputs)))
+
+
+def _inputs(
+    geom: Geometry, axis: int, start: int, stop: int, bounds: Sequence[list[int]]
+) -> list[Piece]:
+    """Return what the gradient of cells ``[start, stop)`` of one axis is a sum of."""
+    s, d, low = geom.stride[axis], geom.dilation[axis], geom.padding[axis][0]
+    found = []
+    for run in padding.copies(geom.I[axis], geom.padding_mode, geom.padding[axis], start, stop):
+        first, last = scatter.reach(geom, axis, run.start, run.stop)
+        if first < last:
+            slabs = tuple(_whole(first, last, each) for each in bounds)
+            I, O = run.stop - run.start, last - first
+            before = low + run.start - s * first
+            after = s * (O - 1) + d * (geom.W[axis] - 1) + 1 - I - before
+            a, b = run.ends()
+            copy = Copy(run, slice(a - start, b - start)) if run.start != run.source else None
+            found.append(Piece(slabs, I, O, (before, after), d, copy))
+    return found
+
+
+def _whole(start: int, stop: int, bounds: list[int]) -> tuple[list[Part], int]:
+    """Return the parts of the entries ``[start, stop)`` of one axis, and how many they are."""
+    return parts([Run(0, stop - start, start, 1)], bounds), stop - start
+
+
+def _moved(geom: Geometry, axis: int, bounds: list[int], forward: bool) -> list[int]:
+    """Return the bounds of the result's chunks along one axis: where the input's are."""
+    s, low = geom.stride[axis], geom.padding[axis][0]
+    centre = geom.dilation[axis] * (geom.W[axis] - 1) // 2 - low  # of what output 0 reads
+    total = geom.O[axis] if forward else geom.I[axis]
+    moved = (-((centre - q) // s) if forward else s * q + centre for q in bounds[1:-1])
+    return sorted({0, total, *(min(max(bound, 0), total) for bound in moved)})
+
+
+def _sizes(bounds: list[int]) -> Ints:
+    """Return the sizes of the chunks between these bounds."""
+    return tuple(b - a for a, b in itertools.pairwise(bounds))
+
+
+def _arranged(axes: Axes, batch: Any, spatial: Sequence[Any], channels: Any) -> tuple[Any, ...]:
+    """Return one entry for each axis of an array of this layout, without `batch` if it has none."""
+    entries = {axes.last: channels, **dict(zip(axes.spatial, spatial, strict=True))}
+    if axes.first >= 0:
+        entries[axes.first] = batch
+    return tuple(entries[axis] for axis in range(len(entries)))
+
+
+def _data(work: Work, terms: Sequence[Term], shape: Ints, axes: Axes, *arrays: Array) -> Array:
+    """Compute a chunk of a forward contraction or of an input gradient."""
+    given = iter(arrays)
+    weights = list(itertools.islice(given, work.pairs))
+    bias = next(given) if work.bias else None
+    xp, _ = accept(w=weights[0])
+
+    def value(term: Term, b: Array | None, types: DTypes) -> Array:
+        slabs = [slab.assembled(xp, given) for slab in term.slabs]
+        run = getattr(term.call, work.contraction)
+        pairs = list(zip(slabs, weights, strict=True))
+        return run(pairs, b, types, slabs[0], conjugate=work.conjugate)
+
+    with workers.alone(), current(weights[0]):
+        if len(terms) == 1 and not any(terms[0].copies):
+            return value(terms[0], bias, work.types)
+        total = xp.zeros(shape, dtype=dtype_of(xp, work.types.compute))
+        wide = DTypes(work.types.compute, work.types.compute)
+        for term in terms:
+            part, there = value(term, None, wide), [slice(None)] * len(shape)
+            for axis, copy in zip(axes.spatial, term.copies, strict=True):
+                if copy is not None:
+                    part = padding.adjoint(xp, part, axis, copy.run.moved(copy.run.start))
+                    there[axis] = copy.there
+            total[tuple(there)] += part
+        if bias is not None:
+            column = _arranged(axes, 1, [1] * len(axes.spatial), bias.shape[0])
+            total += xp.reshape(cast(xp, bias, work.types.compute), column)
+        return cast(xp, total, work.types.result)
+
+
+def _weights(work: Work, term: Term, *arrays: Array) -> Array:
+    """Compute what one chunk of the output's gradient contributes to that of the weights."""
+    given = iter(arrays)
+    xp, _ = accept(a=arrays[0])
+    types = DTypes(work.types.compute, work.types.compute)
+    with workers.alone(), current(arrays[0]):
+        x, g = (slab.assembled(xp, given) for slab in term.slabs)
+        return term.call.grad_weight(x, g, types, work.conjugate, work.per_sample)
+
+
+def _sum(result: str | None, *arrays: Array) -> Array:
+    """Add arrays up in order, without writing to them; round to the dtype `result` in the end."""
+    xp, _ = accept(a=arrays[0])
+    with current(arrays[0]):
+        total = arrays[0]
+        for i, array in enumerate(arrays[1:]):
+            if i:
+                total += array
+            else:
+                total = total + array
+        return total if result is None else cast(xp, total, result)
