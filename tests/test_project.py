@@ -64,9 +64,10 @@ OUTSIDE = {  # who may import what, of what does not come with Python
     "namespace": {"array_api_compat", "numpy"},
     "workers": {"threadpoolctl"},
     "demo": {"array_api_compat", "numpy"},
+    "demo_scale": {"numpy"},
     "__main__": {"numpy"},
 }
-USERS = {"demo", "__main__"}  # they stand outside, and use public names only
+USERS = {"demo", "demo_scale", "__main__"}  # they stand outside, and use public names only
 FUNCTIONS = [xconv.testing.check_adjoint, xconv.testing.check_gradients] + [
     function
     for name in sorted(PUBLIC)
@@ -163,7 +164,14 @@ def test_three_requirements():
     names = [re.match(r"[\w-]+", line).group() for line in project["dependencies"]]
     assert names == ["array-api-compat", "numpy", "threadpoolctl"]
     assert "numpy>=2.3.5" in project["dependencies"]
-    assert set(project["optional-dependencies"]) == {"cuda12", "cuda13", "dask", "demo", "test"}
+    assert set(project["optional-dependencies"]) == {
+        "cuda12",
+        "cuda13",
+        "dask",
+        "scale",
+        "demo",
+        "test",
+    }
 
 
 def test_lock_pins_every_requirement():
