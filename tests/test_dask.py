@@ -2,7 +2,10 @@
 
 import itertools
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import xconv
+from xconv import demo_scale
 
 da = pytest.importorskip("dask.array")
 
@@ -167,6 +171,8 @@ def test_errors_come_at_the_call():
     ]:
         with pytest.raises((ValueError, TypeError), match=rf"conv: need .*{needed}.*; got "):
             function()
+    with pytest.raises(TypeError, match=r"^explain: need arrays of one piece.*; got Dask arrays"):
+        xconv.explain(x, np.ones((1, 2, 3, 3)))
 
 
 @pytest.mark.parametrize("method", ["winograd", "fft", "windows", "auto"])
@@ -228,3 +234,20 @@ def test_a_worker_that_is_lost(cluster):
         time.sleep(0.01)
     os.kill(victim, signal.SIGKILL)
     assert_array_equal(result.result(timeout=120), right, strict=True)
+
+
+def test_the_demo():
+    command = [sys.executable, "-m", "xconv.demo_scale", "--size", "60", "--chunk", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "100% Completed" in done.stdout
+    jobs = re.findall(
+        r"^([a-z ]+): [\d.]+ s, .* peak memory of a worker", done.stdout, re.MULTILINE
+    )
+    assert jobs == ["generate", "matched filter", "gradient"]
+    assert done.stdout.splitlines()[-1].endswith("hidden shapes found 8 of 8")
+
+
+def test_what_the_demo_needs(capsys):
+    assert demo_scale.main(["--size", "50", "--chunk", "20"]) == 2
+    assert "divides --size" in capsys.readouterr().err

@@ -195,7 +195,7 @@ def test_ci_asks_for_every_backend():
 def test_readme_runs_as_pasted():
     """The Python of the README, in one session and from top to bottom, and the seed's gradients."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     session = {}
     for block in blocks:
         exec(block, session)

@@ -74,8 +74,9 @@ def conv(
         library alone, and `explain` says what it takes.
     max_workspace : int, optional
         Bytes that NumPy and CuPy may use beyond arguments and result, 64 MiB by default and
-        512 MiB on a GPU. Other libraries evaluate one expression, which this does not bound.
-        In NumPy, each thread keeps up to 16 MiB of it between calls.
+        512 MiB on a GPU; in Dask, each task beyond the slab that it reads and its chunk. Other
+        libraries evaluate one expression, which this does not bound. In NumPy, each thread keeps
+        up to 16 MiB of it between calls.
 
     Returns
     -------
@@ -105,6 +106,10 @@ def conv(
     5e-6 of the largest result in float32 for winograd, 2e-6 for fft, 1e-14 in float64. "auto" takes
     these two in NumPy alone, and computes a block that holds a NaN or an infinity again with
     "windows", so that it reaches just the outputs that read it; when named, they do not check.
+
+    Dask arrays stay lazy: each chunk of the result is one task, a call on the slab that it reads,
+    and one more for each part of a chunk in that slab. Chunks of the result end where the input's
+    do. Arrays beside a Dask array may be of its chunks' library, and weights are one chunk.
 
     Differentiable by PyTorch and JAX, and usable inside `jax.jit`, `jax.grad` and `jax.vmap`; for
     `jax.jit` itself the options are static, as in ``jax.jit(conv, static_argnames="stride")``.

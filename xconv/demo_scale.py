@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import math
 import resource
 import sys
 import tempfile
@@ -91,8 +90,8 @@ def check(volume: Array, score: Array, chunk: int) -> tuple[float, int, int]:
     rng, size = np.random.default_rng(2), volume.shape[2]
     worst, found, samples = 0.0, 0, 8
     for _ in range(samples):
-        location = [int(i) for i in rng.integers(0, -(-size // chunk), 3)]
-        ends = [(i * chunk, min((i + 1) * chunk, size)) for i in location]
+        location = [int(i) for i in rng.integers(0, size // chunk, 3)]
+        ends = [(i * chunk, (i + 1) * chunk) for i in location]
         read = [(max(a - SIZE, 0), min(b + SIZE, size)) for a, b in ends]
         x = np.asarray(volume[(0, slice(None), *(slice(*pair) for pair in read))])
         own = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(ends, read, strict=True))
@@ -110,7 +109,7 @@ class Cluster:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.distributed = _imported("distributed")
-        self.chunk, self.chunks = options.chunk, math.ceil(options.size / options.chunk) ** 3
+        self.chunk, self.chunks = options.chunk, (options.size // options.chunk) ** 3
         self.gigabytes = 4 * options.size**3 / 1e9
         self.local = None
         if options.scheduler is None:
@@ -198,9 +197,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--folder", type=Path, help="keep the stores here; every worker must reach it")
     options = parser.parse_args(arguments)
     try:
-        if min(options.chunk, options.size) < 2 * SIZE or options.workers < 1:
-            given = f"--size {options.size}, --chunk {options.chunk}, --workers {options.workers}"
-            raise Unavailable(f"need sizes of at least {2 * SIZE} and a worker; got {given}")
+        if options.chunk < 2 * SIZE or options.size % options.chunk or options.workers < 1:
+            rule = f"--chunk of at least {2 * SIZE} that divides --size, and a worker"
+            given = f"--chunk {options.chunk}, --size {options.size}, --workers {options.workers}"
+            raise Unavailable(f"need {rule}; got {given}")
         if options.folder is not None:
             return 0 if run(options, options.folder) else 1
         with tempfile.TemporaryDirectory(prefix="xconv-") as folder:

@@ -14,7 +14,7 @@ from .call import Call
 from .choice import Algorithm, Task
 from .errors import Refusal, public, shown
 from .geometry import Geometry, Ints
-from .namespace import Array, accept, in_place
+from .namespace import Array, accept, chunked, in_place
 from .plan import MIB, Plan, count
 from .validation import Settings, forward_call
 
@@ -139,7 +139,8 @@ def explain(
     ValueError
         If shapes and options do not fit, or a method named does not apply.
     TypeError
-        If arrays are not plain, dense arrays of one library and device, or dtypes do not promote.
+        If arrays are not plain, dense arrays of one library and device, or are Dask's, or dtypes
+        do not promote.
 
     See Also
     --------
@@ -160,6 +161,8 @@ def explain(
         kind = ValueError if isinstance(contraction, str) else TypeError
         raise Refusal(f"contraction to be one of {CONTRACTIONS}", shown(contraction), kind)
     xp, (x, w) = accept(x=x, w=w)
+    if chunked(xp):
+        raise Refusal("arrays of one piece, such as a chunk", "Dask arrays", TypeError)
     settings = Settings(
         stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     )
