@@ -35,7 +35,7 @@ from .namespace import (
     itemsize,
     on_gpu,
 )
-from .plan import Limits
+from .plan import CPU, GPU, Limits
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Call:
     batched: bool
     dtype: str | None
     method: str
-    limits: Limits
+    workspace: int | None
 
     def __getstate__(self) -> dict[str, Any]:
         """Name the namespace: modules cannot be sent to another process."""
@@ -61,6 +61,14 @@ class Call:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, xp=importlib.import_module(state["xp"]))
+
+    @cached_property
+    def limits(self) -> Limits:
+        """Bytes that the call and each of its blocks may use."""
+        default = GPU if on_gpu(self.xp) else CPU
+        if self.workspace is None:
+            return default
+        return Limits(self.workspace, min(self.workspace, default.block))
 
     @cached_property
     def x_shape(self) -> Ints:

@@ -156,8 +156,8 @@ def candidates(
     task: Task, geom: Geometry, mirrored: bool = False, weights: bool = False
 ) -> list[tuple[float, Algorithm]]:
     """Return estimated times and algorithms, the cheapest first; of a method named, just that."""
+    check_applies(task, geom)
     if task.method in ("winograd", "fft"):
-        _check_applies(task, geom)
         return [(0.0, METHODS[task.method])]
     direct = _direct(task, geom, weights)
     found = [(costs(task, geom, direct, mirrored), direct)]
@@ -171,8 +171,7 @@ def candidates(
 
 def expression(task: Task, geom: Geometry) -> Algorithm:
     """Choose the algorithm where arrays are not written in place: `taps`, if none is named."""
-    if task.method in ("winograd", "fft"):
-        _check_applies(task, geom)
+    check_applies(task, geom)
     return METHODS["taps" if task.method == "auto" else task.method]
 
 
@@ -198,9 +197,9 @@ def _winograd_applies(geom: Geometry) -> bool:
     return geom.stride == geom.dilation == ones and max(geom.W) <= winograd.LARGEST
 
 
-def _check_applies(task: Task, geom: Geometry) -> None:
+def check_applies(task: Task, geom: Geometry) -> None:
     """Refuse what a method that is named cannot do."""
-    if task.result in INTEGER:
+    if task.result in INTEGER and task.method in ("winograd", "fft"):
         rule = "floating or complex arrays, or another method"
         raise Refusal(rule, f"method {task.method!r}, result {task.result}", TypeError)
     if task.method == "winograd" and not _winograd_applies(geom):

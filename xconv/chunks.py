@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import operator
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dask._task_spec import Task, TaskRef
@@ -27,16 +26,19 @@ from dask.highlevelgraph import HighLevelGraph
 
 from . import choice, padding, scatter, schedule, workers
 from .dtypes import DTypes
+from .errors import public
 from .geometry import Geometry, Ints
 from .layout import Axes, without_batch
-from .namespace import Array, Namespace, accept, cast, chunk_namespace, current, dtype_of
+from .namespace import INTEGER, Array, Namespace, accept, cast, chunk_namespace, current, dtype_of
 from .padding import Index, Run
 
 if TYPE_CHECKING:
     from .call import Call
 
 FAN_IN = 8  # weight gradients that are added up at once
+CHECKED = 64  # different geometries of chunks that are planned at the call, to refuse them there
 Range = tuple[int, int]
+in_task = partial(public, name="xconv, in a Dask task")
 
 
 class Reach(NamedTuple):
@@ -209,13 +211,13 @@ class _Graph:
     def __init__(self, call: Call, work: Work, arrays: Sequence[DaskArray], *more: Any) -> None:
         geom, layout = call.geom, call.layout
         token = tokenize(
-            work, geom, layout, call.method, call.limits, [a.name for a in arrays], more
+            work, geom, layout, call.method, call.workspace, [a.name for a in arrays], more
         )
         self.name = f"xconv-{work.contraction}-{token}"
         self.call, self.work, self.arrays = call, work, arrays
         self.xp = chunk_namespace(arrays[0])
         self.tasks: dict[Any, Task] = {}
-        self.largest: Call | None = None
+        self.calls: dict[Geometry, Call] = {}
 
     def term(
         self,
@@ -246,7 +248,7 @@ class _Graph:
                 if not all(part.whole for part in box):
                     own = (f"{self.name}-part", *key, len(refs))
                     here = tuple(part.here for part in box)
-                    self.tasks[own] = Task(own, operator.getitem, TaskRef(chunk), here)
+                    self.tasks[own] = Task(own, _cut, TaskRef(chunk), here)
                     chunk = own
                 refs.append(TaskRef(chunk))
             shape = tuple(length for _, length in along)
@@ -255,18 +257,20 @@ class _Graph:
                 for found, length in along
             )
             slabs.append(Slab(shape, side.array.dtype, tuple(places), filled))
-        call = dataclasses.replace(self.call, xp=self.xp, geom=geom)
-        if self.largest is None or self.largest.geom.outputs < geom.outputs:
-            self.largest = call
+        if geom not in self.calls:
+            self.calls[geom] = dataclasses.replace(self.call, xp=self.xp, geom=geom)
+        call = self.calls[geom]
         copies = tuple(piece.copy for piece in pieces)
         return Term(call, tuple(slabs), copies)
 
     def check(self) -> None:
         """Refuse what the method or the workspace cannot do now, and not in a task."""
-        if self.largest is not None:
-            call, work = self.largest, self.work
-            task = choice.Task(call.xp, call.method, *work.types, call.limits)
-            schedule.check(work.contraction, task, call.geom, work.pairs)
+        work, method = self.work, self.call.method
+        for geom, call in itertools.islice(self.calls.items(), CHECKED):
+            task = choice.Task(self.xp, method, *work.types, call.limits)
+            if work.contraction != "grad_input":  # whose phases have strides of their own
+                choice.check_applies(task, self.call.geom)
+            schedule.check(work.contraction, task, geom, work.pairs)
 
     def array(self, chunks: Any, dtype: str) -> DaskArray:
         """Return the result as a Dask array."""
@@ -287,8 +291,8 @@ def data(
 ) -> DaskArray:
     """Return a forward contraction or an input gradient, summed over the pairs, plus b.
 
-    Its chunks are those of `like`, if that has its shape, else those of the first array moved to
-    where the result has what they have.
+    Its chunks are those of `like`, if that has its shape and is in chunks, else those of the first
+    array moved to where the result has what they have.
     """
     geom, forward = call.geom, contraction == "forward"
     axes, result = (call.layout.x, call.layout.y) if forward else (call.layout.y, call.layout.x)
@@ -296,7 +300,7 @@ def data(
         axes, result = without_batch(axes), without_batch(result)
     sides = [Side(a, axes) for a, _ in pairs]
     given = [_in_one(a) for a in (*(w for _, w in pairs), b) if a is not None]
-    if like.shape == (call.y_shape if forward else call.x_shape):
+    if like.npartitions > 1 and like.shape == (call.y_shape if forward else call.x_shape):
         follow = Side(like, result)
         spatial = [follow.spatial(a) for a in range(geom.rank)]
     else:
@@ -457,6 +461,21 @@ def _arranged(axes: Axes, batch: Any, spatial: Sequence[Any], channels: Any) -> 
     return tuple(entries[axis] for axis in range(len(entries)))
 
 
+def _cut(array: Array, here: Index) -> Array:
+    """Return a part of a chunk, not a view, which would hold on to all of it."""
+    return array[here].copy()
+
+
+def _partial(types: DTypes) -> DTypes:
+    """Return the dtypes of a result that is yet to be added to others.
+
+    Integers that are summed as floats stay integers, so that their method stays exact.
+    """
+    whole = types.result in INTEGER and types.compute not in INTEGER
+    return DTypes(types.compute, "int64" if whole else types.compute)
+
+
+@in_task
 def _data(work: Work, terms: Sequence[Term], shape: Ints, axes: Axes, *arrays: Array) -> Array:
     """Compute a chunk of a forward contraction or of an input gradient."""
     given = iter(arrays)
@@ -473,8 +492,8 @@ def _data(work: Work, terms: Sequence[Term], shape: Ints, axes: Axes, *arrays: A
     with workers.alone(), current(weights[0]):
         if len(terms) == 1 and not any(terms[0].copies):
             return value(terms[0], bias, work.types)
-        total = xp.zeros(shape, dtype=dtype_of(xp, work.types.compute))
-        wide = DTypes(work.types.compute, work.types.compute)
+        wide = _partial(work.types)
+        total = xp.zeros(shape, dtype=dtype_of(xp, wide.result))
         for term in terms:
             part, there = value(term, None, wide), [slice(None)] * len(shape)
             for axis, copy in zip(axes.spatial, term.copies, strict=True):
@@ -484,15 +503,16 @@ def _data(work: Work, terms: Sequence[Term], shape: Ints, axes: Axes, *arrays: A
             total[tuple(there)] += part
         if bias is not None:
             column = _arranged(axes, 1, [1] * len(axes.spatial), bias.shape[0])
-            total += xp.reshape(cast(xp, bias, work.types.compute), column)
+            total += xp.reshape(cast(xp, bias, wide.result), column)
         return cast(xp, total, work.types.result)
 
 
+@in_task
 def _weights(work: Work, term: Term, *arrays: Array) -> Array:
     """Compute what one chunk of the output's gradient contributes to that of the weights."""
     given = iter(arrays)
     xp, _ = accept(a=arrays[0])
-    types = DTypes(work.types.compute, work.types.compute)
+    types = _partial(work.types)
     with workers.alone(), current(arrays[0]):
         x, g = (slab.assembled(xp, given) for slab in term.slabs)
         return term.call.grad_weight(x, g, types, work.conjugate, work.per_sample)

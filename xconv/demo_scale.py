@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import resource
 import sys
 import tempfile
 import time
@@ -77,6 +76,8 @@ def blocks_alone(chunk: int, gradient: bool) -> float:
 
 def peak() -> float:
     """Return the most memory that this process has had, in GiB."""
+    import resource  # not on Windows
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
@@ -119,7 +120,10 @@ class Cluster:
                 memory_limit=options.memory,
                 dashboard_address=None,
             )
-        self.client = self.distributed.Client(options.scheduler or self.local)
+        try:
+            self.client = self.distributed.Client(options.scheduler or self.local)
+        except (OSError, ValueError) as error:
+            raise Unavailable(f"need the --scheduler of a cluster; {error}") from None
         self.workers = len(self.client.scheduler_info(n_workers=-1)["workers"])
 
     def work(self, name: str, lazy: Any, gradient: bool | None = None) -> Any:
@@ -150,14 +154,16 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
     shape, chunks = (1, 1, *(options.size,) * 3), (1, 1, *(options.chunk,) * 3)
 
     def store(name: str, shape: Sequence[int], chunks: Sequence[int]) -> Any:
+        if (folder / name).exists():
+            raise Unavailable(f"need a --folder without {name}; got {folder}")
         return zarr.create_array(
             folder / name, shape=shape, chunks=chunks, dtype="f4", compressors=None
         )
 
-    volume = store("volume.zarr", shape, chunks)
-    score = store("score.zarr", shape[1:], chunks[1:])
     cluster = Cluster(options)
     try:
+        volume = store("volume.zarr", shape, chunks)
+        score = store("score.zarr", shape[1:], chunks[1:])
         print(
             f"volume: {options.size}^3 float32, {cluster.gigabytes:.2f} GB, chunks of "
             f"{options.chunk}^3; {cluster.workers} workers"

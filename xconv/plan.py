@@ -42,6 +42,12 @@ class Limits(NamedTuple):
     block: int
 
 
+# Blocks of 8 MiB: large enough for calls that are long, small enough for a shared cache. A GPU
+# wants few and large ones.
+CPU = Limits(64 * MIB, 8 * MIB)
+GPU = Limits(512 * MIB, 512 * MIB)
+
+
 class Plan(NamedTuple):
     """Sizes of the parts into which each index is cut, and what they take.
 

@@ -14,15 +14,9 @@ from .call import Call
 from .errors import Refusal, shown
 from .geometry import Geometry, Ints, geometry, index, options, per_axis, sizes, transposed_size
 from .layout import Axes, Layout
-from .namespace import Array, Namespace, checked_dtype, dtype_name, on_gpu, result_name
-from .plan import MIB, Limits
+from .namespace import Array, Namespace, checked_dtype, dtype_name, result_name
 
 R = TypeVar("R")
-
-# Blocks of 8 MiB: large enough for calls that are long, small enough for a shared cache. A GPU
-# wants few and large ones.
-CPU = Limits(64 * MIB, 8 * MIB)
-GPU = Limits(512 * MIB, 512 * MIB)
 
 
 class Settings(NamedTuple):
@@ -106,14 +100,11 @@ def check_shape(a: Array | None, name: str, shape: Ints) -> None:
         raise Refusal(f"{name} of shape {shape}", f"{name} of shape {tuple(a.shape)}")
 
 
-def _limits(xp: Namespace, max_workspace: Any) -> Limits:
-    default = GPU if on_gpu(xp) else CPU
-    if max_workspace is None:
-        return default
-    workspace = index(max_workspace, "max_workspace")
-    if workspace < 1:
+def _workspace(max_workspace: Any) -> int | None:
+    workspace = None if max_workspace is None else index(max_workspace, "max_workspace")
+    if workspace is not None and workspace < 1:
         raise Refusal("max_workspace of at least 1 byte", f"max_workspace {workspace}")
-    return Limits(workspace, min(workspace, default.block))
+    return workspace
 
 
 def _call(xp: Namespace, settings: Settings, axes: Layout, batched: bool, geom: Geometry) -> Call:
@@ -124,7 +115,7 @@ def _call(xp: Namespace, settings: Settings, axes: Layout, batched: bool, geom: 
         batched,
         None if settings.dtype is None else checked_dtype(settings.dtype),
         choice.checked_method(settings.method),
-        _limits(xp, settings.max_workspace),
+        _workspace(settings.max_workspace),
     )
 
 
