@@ -101,11 +101,11 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
     sums = list(boxes([(geom.c, cut.c), *zip(geom.W, cut.w, strict=True)]))
     sizes = [(geom.N, cut.n), *zip(geom.O, cut.o, strict=True)]
 
-    def block(first: Sequence[Range], task: tuple[Range, ...]) -> Block:
-        own, k, samples, *outputs = task
-        prepared = tuple(slice(a - f, b - f) for (a, b), (f, _) in zip(task, first, strict=False))
+    def block(held: Sequence[Range], box: tuple[Range, ...]) -> Block:
+        own, k, samples, *outputs = box
+        prepared = tuple(slice(a - f, b - f) for (a, b), (f, _) in zip(box, held, strict=False))
         return Block(
-            _slices(task),
+            _slices(box),
             prepared,
             tuple(
                 _part(geom, own, samples, outputs, some, _slices((own, k, *some))) for some in sums
@@ -114,8 +114,8 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
 
     def passes(keep: bool) -> Iterator[Pass]:
         for held in boxes([(geom.G, cut.shared_g), (geom.k, cut.shared_k)]):
-            tasks = boxes(sizes, *(parts(*r, n) for r, n in zip(held, (cut.g, cut.k), strict=True)))
-            blocks = (block(held, task) for task in tasks)
+            found = boxes(sizes, *(parts(*r, n) for r, n in zip(held, (cut.g, cut.k), strict=True)))
+            blocks = (block(held, box) for box in found)
             largest = _window(geom, [(0, n) for n in cut.o], sums[0][1:])
             yield Pass(_slices((*held, *sums[0])), largest, tuple(blocks) if keep else blocks)
 
@@ -134,8 +134,8 @@ def grad_weight(task: Task, geom: Geometry) -> GradWeight:
     sizes += [*zip(geom.W, cut.w, strict=True), (geom.N, cut.n), *zip(geom.O, cut.o, strict=True)]
 
     def terms(keep: bool) -> Iterator[Term]:
-        for task in boxes(sizes):
-            held, box = task[: 3 + rank], task[3 + rank :]
+        for place in boxes(sizes):
+            held, box = place[: 3 + rank], place[3 + rank :]
             own, k, *some = held
             samples, *outputs = box
             part = _part(geom, own, samples, outputs, some, _slices((own, k, *box)))
