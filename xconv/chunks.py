@@ -31,13 +31,13 @@ from .geometry import Geometry, Ints
 from .layout import Axes, without_batch
 from .namespace import INTEGER, Array, Namespace, accept, cast, chunk_namespace, current, dtype_of
 from .padding import Index, Run
+from .plan import Range
 
 if TYPE_CHECKING:
     from .call import Call
 
 FAN_IN = 8  # weight gradients that are added up at once
 CHECKED = 64  # different geometries of chunks that are planned at the call, to refuse them there
-Range = tuple[int, int]
 in_task = partial(public, name="xconv, in a Dask task")
 
 
@@ -188,6 +188,7 @@ class Side:
     def __init__(self, array: DaskArray, axes: Axes) -> None:
         self.array, self.axes = array, axes
         self.bounds = [list(itertools.accumulate(sizes, initial=0)) for sizes in array.chunks]
+        self.channels = _whole(0, array.shape[axes.last], self.bounds[axes.last])
 
     def spatial(self, axis: int) -> list[int]:
         """Return the bounds of the chunks along a spatial axis."""
@@ -201,8 +202,7 @@ class Side:
         self, samples: Range, spatial: Sequence[tuple[list[Part], int]]
     ) -> tuple[tuple[list[Part], int], ...]:
         """Return the parts, and their length, of each axis of the array; all of its channels."""
-        channels = _whole(0, self.array.shape[self.axes.last], self.bounds[self.axes.last])
-        return _arranged(self.axes, _whole(*samples, self.samples()), spatial, channels)
+        return _arranged(self.axes, _whole(*samples, self.samples()), spatial, self.channels)
 
 
 class _Graph:

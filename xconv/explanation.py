@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from . import choice
+from . import choice, schedule
 from . import padding as pads
 from .call import Call
 from .choice import Algorithm, Task
@@ -215,21 +215,14 @@ def _input_steps(task: Task, geom: Geometry) -> Iterator[Step]:
         max(pads.strips(size, geom.padding_mode, *pair), key=lambda strip: strip.stop - strip.start)
         for size, pair in zip(geom.I, geom.padding, strict=True)
     ]
-    ranges = [
-        (max(strip.start, geom.read_range(a)[0]), min(strip.stop, geom.read_range(a)[1]))
-        for a, strip in enumerate(strips)
-    ]
-    size = tuple(b - a for a, b in ranges)
-    if min(size) < 1:
-        return
-    boxes = choice.scattered(task, geom, size)
-    if boxes is not None:
-        blocks = boxes.blocks((geom.G, geom.N, *size))
-        yield Step("scatter", blocks, boxes.block, boxes.shared, {})
-        return
-    phases = [geom.phases(a, *ends) for a, ends in enumerate(ranges)]
-    for phase in itertools.product(*phases):
-        one, _ = geom.backwards(phase).skipping()
+    start, stop = tuple(strip.start for strip in strips), tuple(strip.stop for strip in strips)
+    found = schedule.cells(task, geom, start, stop, 1)
+    if found.boxes is not None:
+        size = (b - a for a, b in zip(found.start, found.stop, strict=True))
+        blocks = found.boxes.blocks((geom.G, geom.N, *size))
+        yield Step("scatter", blocks, found.boxes.block, found.boxes.shared, {})
+    for _, _, backwards in found.phases:
+        one, _ = backwards.skipping()
         yield _planned(task, one, *choice.forward(task, one, 1, True), mirrored=True)
 
 

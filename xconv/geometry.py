@@ -114,11 +114,6 @@ class Geometry:
         """Output channels of one group."""
         return self.K // self.G
 
-    @property
-    def outputs(self) -> int:
-        """Output positions of all samples."""
-        return self.N * math.prod(self.O)
-
     def reads(self, start: Ints, stop: Ints, first: Ints, last: Ints) -> tuple[Ints, Ints]:
         """Return the padded coordinates that these outputs read at taps ``[first, last)``."""
         axes = range(self.rank)

@@ -54,20 +54,17 @@ class Pass(NamedTuple):
 class Forward(NamedTuple):
     """The schedule of a forward contraction, of `geom` once cells that nothing reads are left out.
 
-    ``cells`` are those of x that are read at all, ``terms`` the products of one block.
+    ``scratch`` are the bytes of `namespace.scratch` that a block takes, ``cells`` those of x that
+    are read at all, ``terms`` the products of one block.
     """
 
     geom: Geometry
     algorithm: Algorithm
     cut: Plan
+    scratch: int
     cells: Index
     terms: int
     passes: Callable[[], Iterable[Pass]]
-
-    @property
-    def scratch(self) -> int:
-        """Bytes of `namespace.scratch` that a block takes."""
-        return self.cut.block if self.algorithm.SCRATCH else 0
 
 
 class Term(NamedTuple):
@@ -84,13 +81,9 @@ class GradWeight(NamedTuple):
 
     algorithm: Algorithm
     cut: Plan
+    scratch: int
     cells: Index
     terms: Callable[[], Iterable[Term]]
-
-    @property
-    def scratch(self) -> int:
-        """Bytes of `namespace.scratch` that a block takes."""
-        return self.cut.block if self.algorithm.SCRATCH else 0
 
 
 @lru_cache(maxsize=256)
@@ -121,7 +114,9 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
 
     whole = (geom.G, geom.k, geom.N, *geom.O)
     many = len(sums) * count(whole, (cut.g, cut.k, cut.n, *cut.o))
-    return Forward(geom, chosen, cut, (*ALL, *cells), len(sums), _kept(passes, many))
+    return Forward(
+        geom, chosen, cut, _scratch(chosen, cut), (*ALL, *cells), len(sums), _kept(passes, many)
+    )
 
 
 @lru_cache(maxsize=256)
@@ -143,7 +138,7 @@ def grad_weight(task: Task, geom: Geometry) -> GradWeight:
             yield Term(_slices(held), part, first, last)
 
     many = count((size for size, _ in sizes), (n for _, n in sizes))
-    return GradWeight(chosen, cut, (*ALL, *cells), _kept(terms, many))
+    return GradWeight(chosen, cut, _scratch(chosen, cut), (*ALL, *cells), _kept(terms, many))
 
 
 class Sum(NamedTuple):
@@ -225,6 +220,10 @@ def cells(task: Task, geom: Geometry, start: Ints, stop: Ints, pairs: int) -> Ce
             for one in itertools.product(*axes)
         ),
     )
+
+
+def _scratch(algorithm: Algorithm, cut: Plan) -> int:
+    return cut.block if algorithm.SCRATCH else 0
 
 
 def _kept(make: Callable[[bool], Iterator[T]], many: int) -> Callable[[], Iterable[T]]:
