@@ -87,6 +87,10 @@ class Part(NamedTuple):
     there: slice
     whole: bool
 
+    def ends(self) -> Range:
+        """Return where its cells begin and end; the end is before the start in reverse."""
+        return self.here.start, -1 if self.here.stop is None else self.here.stop
+
 
 def parts(runs: Iterable[Run], bounds: Sequence[int]) -> list[Part]:
     """Return the parts of chunks, from each of the bounds to the next, that the runs take."""
@@ -219,9 +223,23 @@ class _Graph:
         self.tasks: dict[Any, Task] = {}
         self.calls: dict[Geometry, Call] = {}
 
+    def part(self, name: str, box: Sequence[Part]) -> TaskRef:
+        """Return a part of a chunk: the chunk, or a task of its own.
+
+        Its key says which part it is, so that all who read the same one share it, whatever their
+        contraction.
+        """
+        chunk = (name, *(part.chunk for part in box))
+        if all(part.whole for part in box):
+            return TaskRef(chunk)
+        ends = (end for part in box for end in part.ends())
+        key = (f"xconv-part-{name}", *chunk[1:], *ends)
+        if key not in self.tasks:
+            self.tasks[key] = Task(key, _cut, TaskRef(chunk), tuple(part.here for part in box))
+        return TaskRef(key)
+
     def term(
         self,
-        key: Ints,
         data: Sequence[Side],
         samples: Range,
         pieces: Sequence[Piece],
@@ -243,14 +261,8 @@ class _Graph:
             along = side.along(samples, [piece.slabs[number] for piece in pieces])
             places = []
             for box in itertools.product(*(found for found, _ in along)):
-                chunk = (name, *(part.chunk for part in box))
                 places.append(tuple(part.there for part in box))
-                if not all(part.whole for part in box):
-                    own = (f"{self.name}-part", *key, len(refs))
-                    here = tuple(part.here for part in box)
-                    self.tasks[own] = Task(own, _cut, TaskRef(chunk), here)
-                    chunk = own
-                refs.append(TaskRef(chunk))
+                refs.append(self.part(name, box))
             shape = tuple(length for _, length in along)
             filled = all(
                 sum(part.there.stop - part.there.start for part in found) == length
@@ -325,7 +337,7 @@ def data(
         shape = _arranged(result, batch[1] - batch[0], lengths, channels)
         refs = [TaskRef((a.name, *(0,) * a.ndim)) for a in given]
         terms = tuple(
-            graph.term(key[1:], sides, batch, one, refs)
+            graph.term(sides, batch, one, refs)
             for one in itertools.product(*(found for _, (_, found) in boxes))
             if 0 not in shape
         )
@@ -364,7 +376,7 @@ def grad_weight(
         for j, pieces in enumerate(itertools.product(*along)):
             key = (f"{graph.name}-term", i, j)
             refs: list[TaskRef] = []
-            term = graph.term((i, j), (cells, outputs), batch, pieces, refs)
+            term = graph.term((cells, outputs), batch, pieces, refs)
             graph.tasks[key] = Task(key, _weights, work, term, *refs)
             found[-1].append(TaskRef(key))
     zeros = (0,) * (geom.rank + 2)
