@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from . import padding, scatter, schedule, workers
 from .blocks import Pair, Setup, forward, store
-from .geometry import SPATIAL, Geometry, Ints, Phase, along
-from .namespace import Array, Namespace, begin_block, dtype_of
+from .geometry import SPATIAL, Geometry, Ints, Phase
+from .namespace import Array, Namespace, begin_block, dtype_of, mirrored, swapped
 from .padding import ALL
 from .plan import Boxes, at_once, parts
 from .schedule import Sum
@@ -30,16 +30,11 @@ def grad_input(
     """
     if 0 in dx.shape:
         return
-    axes = [
-        padding.strips(size, geom.padding_mode, *pair)
-        for size, pair in zip(geom.I, geom.padding, strict=True)
-    ]
-    for tile in itertools.product(*axes):
-        if all(len(strip.runs) == 1 for strip in tile):
-            start, stop = tuple(s.start for s in tile), tuple(s.stop for s in tile)
-            _cells(setup, pairs, dx[_inside(start, stop)], geom, start, stop, bias)
+    for strips, start, stop, copied in padding.tiles(geom.I, geom.padding_mode, geom.padding):
+        if copied:
+            _copied(setup, pairs, dx, geom, strips, bias)
         else:
-            _copied(setup, pairs, dx, geom, tile, bias)
+            _cells(setup, pairs, dx[_inside(start, stop)], geom, start, stop, bias)
 
 
 def _cells(
@@ -99,7 +94,7 @@ def _copied(
     pairs: Sequence[Pair],
     dx: Array,
     geom: Geometry,
-    tile: tuple[padding.Strip, ...],
+    strips: tuple[padding.Strip, ...],
     bias: Array | None,
 ) -> None:
     """Write the gradient of cells that padding copied: the sum over all their copies.
@@ -110,7 +105,7 @@ def _copied(
     xp, half = setup.xp, setup.limits.workspace // 2
     limits = setup.limits._replace(workspace=half, block=min(half, setup.limits.block))
     setup = setup._replace(task=setup.task._replace(limits=limits))
-    widths = [max(s.stop - s.start, *(r.stop - r.start for r in s.runs)) for s in tile]
+    widths = [max(s.stop - s.start, *(r.stop - r.start for r in s.runs)) for s in strips]
     samples, widest = geom.N, max(widths)
 
     def size() -> int:
@@ -122,7 +117,7 @@ def _copied(
     for first, last in parts(0, geom.N, samples):
         own = slice(first, last)
         part = geom.with_samples(last - first)
-        for cut in itertools.product(*(padding.split(strip, widest) for strip in tile)):
+        for cut in itertools.product(*(padding.split(strip, widest) for strip in strips)):
             total = None
             for runs in itertools.product(*(strip.runs for strip in cut)):
                 start, stop = tuple(r.start for r in runs), tuple(r.stop for r in runs)
@@ -138,10 +133,8 @@ def _copied(
 
 def phase_weights(xp: Namespace, w: Array, phases: tuple[Phase, ...]) -> Array:
     """Return the weights of one phase, mirrored, input and output channels exchanged."""
-    for axis, phase in enumerate(phases, SPATIAL):
-        w = w[along(axis, slice(phase.first, None, phase.step))]
-    w = xp.flip(w, axis=tuple(range(SPATIAL, w.ndim)))
-    return xp.permute_dims(w, (0, 2, 1, *range(SPATIAL, w.ndim)))
+    w = w[(*ALL, *(slice(phase.first, None, phase.step) for phase in phases))]
+    return swapped(xp, mirrored(xp, w))
 
 
 def _inside(start: Ints, stop: Ints) -> tuple[slice, ...]:

@@ -261,9 +261,16 @@ def _strided(xp: Namespace, a: Array, shape: tuple[int, ...], strides: tuple[int
     return np.lib.stride_tricks.as_strided(a, shape, strides)
 
 
-def sample_first(xp: Namespace, a: Array) -> Array:
-    """Exchange channels and samples: (G, c, N, *L) -> (G, N, c, *L)."""
+def swapped(xp: Namespace, a: Array) -> Array:
+    """Exchange the two axes after the groups: (G, c, N, *L) -> (G, N, c, *L)."""
     return xp.permute_dims(a, (0, 2, 1, *range(SPATIAL, a.ndim)))
+
+
+def mirrored(xp: Namespace, a: Array) -> Array:
+    """Reverse the spatial axes."""
+    if in_place(xp):  # a tenth of the time of flip
+        return a[(..., *(slice(None, None, -1),) * (a.ndim - SPATIAL))]
+    return xp.flip(a, axis=tuple(range(SPATIAL, a.ndim)))
 
 
 class _Scratch(threading.local):

@@ -102,6 +102,30 @@ def strips(size: int, mode: str, low: int, high: int) -> tuple[Strip, ...]:
     )
 
 
+class Tile(NamedTuple):
+    """A box of input cells, ``[start, stop)``: a strip of each axis. ``copied`` if any strip is."""
+
+    strips: tuple[Strip, ...]
+    start: Ints
+    stop: Ints
+    copied: bool
+
+
+@lru_cache(maxsize=256)
+def tiles(sizes: Ints, mode: str, pairs: tuple[tuple[int, int], ...]) -> tuple[Tile, ...]:
+    """Cut the input into boxes of strips."""
+    axes = [strips(size, mode, *pair) for size, pair in zip(sizes, pairs, strict=True)]
+    return tuple(
+        Tile(
+            tile,
+            tuple(strip.start for strip in tile),
+            tuple(strip.stop for strip in tile),
+            any(len(strip.runs) > 1 for strip in tile),
+        )
+        for tile in itertools.product(*axes)
+    )
+
+
 def copies(size: int, mode: str, pair: tuple[int, int], a: int, b: int) -> list[Run]:
     """Return the runs of padded coordinates that hold the input cells ``[a, b)``, or some."""
     runs = [Run(a, b, a, 1)] if a < b else []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from .geometry import Window, taps
-from .namespace import Array, Namespace, inner, matmul, merged, sample_first
+from .namespace import Array, Namespace, inner, matmul, merged, swapped
 
 CUTS = True
 SCRATCH = True
@@ -22,15 +22,15 @@ def prepare(xp: Namespace, w: Array, window: Window) -> Array:
 
 def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
     """dT/dg: x (G, c, N, *L) padded, w prepared -> (G, k, N, *O), in `out` if that can be."""
-    x = sample_first(xp, x[taps(window)[0]])
+    x = swapped(xp, x[taps(window)[0]])
     G, N, c = x.shape[:3]
     cells = xp.reshape(x, (G, N, c, math.prod(window.O)))
-    place = None if out is None else merged(sample_first(xp, out), 3)
+    place = None if out is None else merged(swapped(xp, out), 3)
     # (G, 1, k, c) @ (G, N, c, O) -> (G, N, k, O)
     y = matmul(xp, w[:, None, ...], cells, place)
     if place is not None:
         return out
-    return sample_first(xp, xp.reshape(y, (G, N, w.shape[1], *window.O)))
+    return swapped(xp, xp.reshape(y, (G, N, w.shape[1], *window.O)))
 
 
 def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
@@ -40,8 +40,8 @@ def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
     k = g.shape[1]
     positions = math.prod(window.O)
     if positions * (c + k) >= c * k:  # to sum the samples' results is less than to gather samples
-        cells = xp.reshape(sample_first(xp, x), (G, N, c, positions))
-        rows = xp.reshape(sample_first(xp, g), (G, N, k, positions))
+        cells = xp.reshape(swapped(xp, x), (G, N, c, positions))
+        rows = xp.reshape(swapped(xp, g), (G, N, k, positions))
         # (G, N, k, O) @ (G, N, O, c) -> (G, N, k, c)
         each = inner(xp, rows, cells)
         dw = each[:, 0, ...] if N == 1 else xp.sum(each, axis=1, dtype=each.dtype)

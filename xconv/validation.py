@@ -162,14 +162,15 @@ def remembered(make: Callable[..., R]) -> Callable[..., R]:
 
 
 ATOMS = frozenset({int, str, type(None), type})
+NESTED = frozenset({tuple, Settings})
 
 
 def _plain(values: Iterable[Any]) -> bool:
-    kinds = set(map(type, values))
-    if kinds <= ATOMS:
-        return True
-    nested = (tuple, Settings)
-    return kinds <= ATOMS.union(nested) and all(_plain(v) for v in values if type(v) in nested)
+    for value in values:
+        kind = type(value)
+        if kind not in ATOMS and not (kind in NESTED and _plain(value)):
+            return False
+    return True
 
 
 @remembered

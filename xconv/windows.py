@@ -17,7 +17,7 @@ from .namespace import (
     inner,
     matmul,
     merged,
-    sample_first,
+    swapped,
     windows,
 )
 
@@ -38,10 +38,10 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
     G, k, N = x.shape[0], w.shape[1], x.shape[2]
     if N > 1 and math.prod(window.O) >= SHORT and in_place(xp):
         columns = _columns(xp, x, window, N)
-        place = None if out is None else merged(sample_first(xp, out), 3)
+        place = None if out is None else merged(swapped(xp, out), 3)
         # (G, 1, k, c*W) @ (G, N, c*W, O) -> (G, N, k, O)
         y = matmul(xp, w[:, None, ...], columns, place)
-        y = sample_first(xp, xp.reshape(y, (G, N, k, *window.O)))
+        y = swapped(xp, xp.reshape(y, (G, N, k, *window.O)))
     else:
         place = None if out is None else merged(out, 2)
         # (G, k, c*W) @ (G, c*W, N*O) -> (G, k, N*O)
