@@ -237,9 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--chunk",
         type=int,
         nargs=3,
-        default=[64, 320, 320],
+        default=[32, 320, 320],
         help="those of a chunk; thin ones, since a whole layer of them waits for the next one "
-        "(default: 64 320 320)",
+        "(default: 32 320 320)",
     )
     add("--kernel", type=int, default=5, help="voxels of a shape along each axis (default: 5)")
     add("--workers", type=int, default=2, help="processes of one thread (default: 2)")
