@@ -165,6 +165,12 @@ def test_only_the_slab_is_read():
     assert sorted(read) == [0, 1]
 
 
+def test_fold_of_many_cells():
+    cols = draw(1, 9, 18 * 18)
+    lazy = xconv.fold(lazily(cols, 100), (20, 20), (3, 3))
+    np.testing.assert_array_equal(lazy.compute(), xconv.fold(cols, (20, 20), (3, 3)), strict=True)
+
+
 def test_errors_come_at_the_call():
     x = da.ones((1, 2, 30, 30), chunks=10)
     for function, needed in [

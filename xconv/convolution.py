@@ -104,7 +104,7 @@ def conv(
     and dilation 1, kernels of at most 5 per axis) and "fft" take fewer operations, for floating and
     complex arrays; their error is relative to the largest magnitudes of a block of x and w: within
     5e-6 of the largest result in float32 for winograd, 2e-6 for fft, 1e-14 in float64. "auto" takes
-    these two in NumPy alone, and computes a block that holds a NaN or an infinity again with
+    these two in NumPy (and chunks of it) alone, and computes a block that holds a NaN or an infinity again with
     "windows", so that it reaches just the outputs that read it; when named, they do not check.
 
     Dask arrays stay lazy: each chunk of the result is one task, a call on the slab that it reads,

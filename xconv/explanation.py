@@ -162,7 +162,9 @@ def explain(
         raise Refusal(f"contraction to be one of {CONTRACTIONS}", shown(contraction), kind)
     xp, (x, w) = accept(x=x, w=w)
     if chunked(xp):
-        raise Refusal("arrays of one piece, such as a chunk", "Dask arrays", TypeError)
+        raise Refusal(
+            "arrays of one piece, such as numpy.empty of a chunk's shape", "Dask arrays", TypeError
+        )
     settings = Settings(
         stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     )

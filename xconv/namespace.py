@@ -70,7 +70,8 @@ def _plain(name: str, a: Array) -> Array:
         plain = plain and not array_api_compat.is_pydata_sparse_array(a)
     if not plain:
         raise Refusal(
-            f"{name} to be a plain, dense array of an array library (see numpy.asarray)",
+            f"{name} to be a plain, dense array of an array library (numpy.asarray makes "
+            "one, dask.array.from_array one beyond memory)",
             _type_name(a),
             TypeError,
         )
@@ -197,7 +198,11 @@ def checked_dtype(dtype: Any) -> str:
     """Return the name of a `dtype` argument."""
     name = dtype_name(dtype) if isinstance(dtype, Hashable) else ""
     if name not in DTYPES:
-        raise Refusal("dtype to be a real, complex or integer dtype", shown(dtype), TypeError)
+        raise Refusal(
+            "dtype to be a real, complex or integer dtype, or its name, such as 'float32'",
+            shown(dtype),
+            TypeError,
+        )
     return name
 
 

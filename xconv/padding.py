@@ -269,13 +269,12 @@ def adjoint(xp: Namespace, dx: Array, axis: int, run: Run) -> Array:
 
 def embedded(xp: Namespace, part: Array, axis: int, before: int, after: int) -> Array:
     """Return `part` with zeros before and after it on one axis."""
-    sides = [
-        xp.zeros(
-            (*part.shape[:axis], n, *part.shape[axis + 1 :]), dtype=part.dtype, device=device(part)
-        )
-        for n in (before, after)
-    ]
-    pieces = [sides[0]] * (before > 0) + [part] + [sides[1]] * (after > 0)
+
+    def side(n: int) -> list[Array]:
+        shape = (*part.shape[:axis], n, *part.shape[axis + 1 :])
+        return [xp.zeros(shape, dtype=part.dtype, device=device(part))] if n > 0 else []
+
+    pieces = [*side(before), part, *side(after)]
     return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=axis)
 
 

@@ -124,7 +124,7 @@ def _channels(x: Data, w: Weights, groups: int) -> None:
         raise Refusal(
             f"the channels of {x.name} to be groups times the input channels of w",
             f"channels {x.channels} of {'samples' if x.batched else 'one sample'} of size "
-            f"{x.spatial}, groups {groups}, w with {w.c} input channels",
+            f"{x.spatial}, groups {groups}, w with {w.c} input channels and kernel size {w.W}",
         )
 
 
