@@ -171,6 +171,59 @@ def test_fold_of_many_cells():
     np.testing.assert_array_equal(lazy.compute(), xconv.fold(cols, (20, 20), (3, 3)), strict=True)
 
 
+def test_results_without_chunks_to_follow():
+    """Chunks of another array decide only if they cut what the result has."""
+    kernels = np.ones((8, 8, 3, 3))
+    whole, rows = (da.ones((1, 8, 64, 64), chunks=cut) for cut in (-1, (1, 8, 8, 64)))
+    channels = da.ones((1, 8, 64, 64), chunks=(1, 1, 64, 64))
+    dx = xconv.conv_backward(rows, channels, kernels, padding=1).dx
+    assert dx.chunks == rows.chunks
+    dw = xconv.conv_grad_weight(whole, rows, (3, 3), padding=1)
+    assert sum("-term-" in str(key) for key in dw.dask) == 8
+    np.testing.assert_array_equal(
+        dw, xconv.conv_grad_weight(whole.compute(), rows.compute(), (3, 3), padding=1)
+    )
+    square = da.ones((4, 4, 4, 4), chunks=(1, 4, 2, 4))  # x and y of the same shape
+    y = xconv.conv(square, np.ones((4, 4, 1, 1)), layout=("NHWC", "OIHW", "CHWN"))
+    assert y.chunks == ((4,), (4,), (2, 2), (1,) * 4)
+    assert xconv.conv_double_backward(rows, None, None, rows, rows, kernels, padding=1)[
+        1
+    ].chunks == (rows.chunks)
+
+
+def test_an_empty_batch():
+    dy, x = da.zeros((0, 2, 62, 62), chunks=-1), da.zeros((0, 4, 64, 64), chunks=-1)
+    grads = xconv.conv_backward(dy, x, np.ones((2, 4, 3, 3)))
+    assert [a.compute().shape for a in grads] == [(0, 4, 64, 64), (2, 4, 3, 3), (2,)]
+
+
+def test_a_long_bias_gradient():
+    """In float32 the sum of ones ends at 2**24."""
+    ones = da.ones((1, 2**24 + 64, 2), chunks=-1, dtype="f4")
+    options = {"layout": "channels_last", "output_mask": (False, False, True)}
+    db = xconv.conv_backward(ones, ones, np.ones((1, 2, 2), "f4"), **options).db
+    np.testing.assert_array_equal(db, np.full(2, 2**24 + 64, "f4"), strict=True)
+
+
+def test_names_of_tasks():
+    """What takes the same time has the same name, and a shared part is the same in any graph."""
+    import dask
+    from dask.utils import key_split
+
+    x = da.from_array(draw(1, 1, 40), chunks=10).map_blocks(np.negative)
+    one = xconv.conv(x, draw(1, 1, 1), stride=3)
+    grads = xconv.conv_backward(one, x, draw(1, 1, 1), stride=3)
+    names = {key_split(key) for key in dask.base.collections_to_expr(grads[:2]).__dask_graph__()}
+    assert {"xconv-grad-input", "xconv-grad-weight", "xconv-grad-weight-term"} <= names
+    both = one.sum() + xconv.conv(x, draw(1, 1, 3)).sum()
+    graphs = [dict(dask.optimize(lazy)[0].dask) for lazy in (one.sum(), both)]
+    shared = [key for key in graphs[0] if "xconv-part" in str(key) and key in graphs[1]]
+    assert shared
+    for key in shared:
+        first, second = (dask.base.tokenize(graph[key]) for graph in graphs)
+        assert first == second
+
+
 def test_errors_come_at_the_call():
     x = da.ones((1, 2, 30, 30), chunks=10)
     for function, needed in [

@@ -25,15 +25,15 @@ from .namespace import (
     Array,
     Namespace,
     cast,
-    chunk_namespace,
     chunked,
     current,
-    device,
     dtype_name,
     dtype_of,
     in_place,
     itemsize,
     on_gpu,
+    own_namespace,
+    zeros,
 )
 from .plan import CPU, GPU, Limits
 
@@ -98,7 +98,7 @@ class Call:
 
         Its result has the dtype of `like`, if that is given and no integer.
         """
-        xp = chunk_namespace(a) if chunked(self.xp) else self.xp
+        xp = own_namespace(self.xp, a)
         names = dtype_name(a.dtype), dtype_name(b.dtype)
         own = None if like is None else dtype_name(like.dtype)
         return contraction(xp, *names, terms, own, self.dtype, real_part)
@@ -281,7 +281,7 @@ class Call:
         """Sum dy over samples and positions."""
         one = axes if self.batched else layout.without_batch(axes)
         name = dtype_name(dy.dtype)
-        wide = dtype_of(self.xp, sum_dtype(self.xp, name))
+        wide = dtype_of(self.xp, sum_dtype(own_namespace(self.xp, dy), name))
         over = tuple(axis for axis in range(dy.ndim) if axis != one.last)
         with current(dy):
             return cast(self.xp, self.xp.sum(dy, axis=over, dtype=wide), name)
@@ -296,7 +296,7 @@ class Call:
         """Return zeros of this shape and dtype, where `like` is."""
         xp = self.xp
         with current(like):
-            return xp.zeros(shape, dtype=dtype_of(xp, name), device=device(like))
+            return zeros(xp, shape, like, dtype_of(xp, name))
 
 
 def check_bytes(shape: Ints, dtype: str) -> None:

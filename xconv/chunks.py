@@ -186,6 +186,17 @@ class Work:
     per_sample: bool = False
 
 
+class Shared(Task):  # type: ignore[misc]
+    """A task that other graphs may have too: Dask must not fuse it in one of them alone."""
+
+    __slots__ = ()
+
+    @property
+    def block_fusion(self) -> bool:
+        """Whether Dask leaves it as it is."""
+        return True
+
+
 class Side:
     """An array of samples, the layout of its axes, and the bounds of its chunks along each."""
 
@@ -202,6 +213,11 @@ class Side:
         """Return the bounds of the chunks of samples; without a batch there is one sample."""
         return self.bounds[self.axes.first] if self.axes.first >= 0 else [0, 1]
 
+    def cut(self) -> bool:
+        """Whether it is in chunks along samples or space."""
+        spatial = (self.spatial(axis) for axis in range(len(self.axes.spatial)))
+        return any(len(bounds) > 2 for bounds in (self.samples(), *spatial))
+
     def along(
         self, samples: Range, spatial: Sequence[tuple[list[Part], int]]
     ) -> tuple[tuple[list[Part], int], ...]:
@@ -217,11 +233,15 @@ class _Graph:
         token = tokenize(
             work, geom, layout, call.method, call.workspace, [a.name for a in arrays], more
         )
-        self.name = f"xconv-{work.contraction}-{token}"
-        self.call, self.work, self.arrays = call, work, arrays
+        self.call, self.work, self.arrays, self.token = call, work, arrays, token
+        self.name = self.named()
         self.xp = chunk_namespace(arrays[0])
         self.tasks: dict[Any, Task] = {}
         self.calls: dict[Geometry, Call] = {}
+
+    def named(self, *what: str) -> str:
+        """Return a name; words before the token tell Dask which tasks take the same time."""
+        return "-".join(["xconv", *self.work.contraction.split("_"), *what, self.token])
 
     def part(self, name: str, box: Sequence[Part]) -> TaskRef:
         """Return a part of a chunk: the chunk, or a task of its own.
@@ -235,7 +255,7 @@ class _Graph:
         ends = (end for part in box for end in part.ends())
         key = (f"xconv-part-{name}", *chunk[1:], *ends)
         if key not in self.tasks:
-            self.tasks[key] = Task(key, _cut, TaskRef(chunk), tuple(part.here for part in box))
+            self.tasks[key] = Shared(key, _cut, TaskRef(chunk), tuple(part.here for part in box))
         return TaskRef(key)
 
     def term(
@@ -303,8 +323,8 @@ def data(
 ) -> DaskArray:
     """Return a forward contraction or an input gradient, summed over the pairs, plus b.
 
-    Its chunks are those of `like`, if that has its shape and is in chunks, else those of the first
-    array moved to where the result has what they have.
+    Its chunks are those of `like`, if that is another array of its shape and in chunks, else those
+    of the first array moved to where the result has what they have.
     """
     geom, forward = call.geom, contraction == "forward"
     axes, result = (call.layout.x, call.layout.y) if forward else (call.layout.y, call.layout.x)
@@ -312,11 +332,12 @@ def data(
         axes, result = without_batch(axes), without_batch(result)
     sides = [Side(a, axes) for a, _ in pairs]
     given = [_in_one(a) for a in (*(w for _, w in pairs), b) if a is not None]
-    if like.npartitions > 1 and like.shape == (call.y_shape if forward else call.x_shape):
-        follow = Side(like, result)
-        spatial = [follow.spatial(a) for a in range(geom.rank)]
-    else:
-        follow = sides[0]
+    follow, spatial = sides[0], None
+    if like.shape == (call.y_shape if forward else call.x_shape):
+        model = Side(like, result)
+        if model.cut() and all(like is not side.array for side in sides):
+            follow, spatial = model, [model.spatial(a) for a in range(geom.rank)]
+    if spatial is None:
         spatial = [_moved(geom, a, follow.spatial(a), forward) for a in range(geom.rank)]
     samples = follow.samples()
     work = Work(contraction, types, conjugate, len(pairs), b is not None)
@@ -354,7 +375,10 @@ def grad_weight(
     conjugate: tuple[bool, bool],
     per_sample: bool,
 ) -> DaskArray:
-    """Return the weight gradient: of each chunk of g, then summed as a tree."""
+    """Return the weight gradient: of each chunk of g, then summed as a tree.
+
+    Where g is in one piece, of each chunk of x, moved to where g has what is made of it.
+    """
     geom, axes, other = call.geom, call.layout.x, call.layout.y
     if not call.batched:
         axes, other = without_batch(axes), without_batch(other)
@@ -362,19 +386,23 @@ def grad_weight(
     work = Work("grad_weight", types, conjugate, per_sample=per_sample)
     graph = _Graph(call, work, [x, g])
     cells, outputs = Side(x, axes), Side(g, other)
+    follow, spatial = outputs, [outputs.spatial(a) for a in range(geom.rank)]
+    if not outputs.cut():
+        follow = cells
+        spatial = [_moved(geom, a, cells.spatial(a), True) for a in range(geom.rank)]
     along = [
         [
             _product(geom, a, start, stop, cells.spatial(a), outputs.spatial(a))
-            for start, stop in itertools.pairwise(outputs.spatial(a))
+            for start, stop in itertools.pairwise(bounds)
             if start < stop
         ]
-        for a in range(geom.rank)
+        for a, bounds in enumerate(spatial)
     ]
     found: list[list[TaskRef]] = []
-    for i, batch in enumerate(itertools.pairwise(outputs.samples())):
+    for i, batch in enumerate(itertools.pairwise(follow.samples())):
         found.append([])
         for j, pieces in enumerate(itertools.product(*along)):
-            key = (f"{graph.name}-term", i, j)
+            key = (graph.named("term"), i, j)
             refs: list[TaskRef] = []
             term = graph.term((cells, outputs), batch, pieces, refs)
             graph.tasks[key] = Task(key, _weights, work, term, *refs)
@@ -385,7 +413,7 @@ def grad_weight(
         return graph.array(tuple((n,) for n in call.w_shape), types.result)
     for i, own in enumerate(found):
         _tree(graph, own, (i, *zeros))
-    samples = _sizes(outputs.samples())
+    samples = _sizes(follow.samples())
     return graph.array((samples, *((n,) for n in call.w_shape)), types.result)
 
 
@@ -395,7 +423,7 @@ def _tree(graph: _Graph, refs: list[TaskRef], key: Ints) -> None:
     while len(refs) > FAN_IN:
         sums = []
         for i in range(0, len(refs), FAN_IN):
-            own = (f"{graph.name}-sum", *key, level, i // FAN_IN)
+            own = (graph.named("sum"), *key, level, i // FAN_IN)
             graph.tasks[own] = Task(own, _sum, None, *refs[i : i + FAN_IN])
             sums.append(TaskRef(own))
         refs, level = sums, level + 1

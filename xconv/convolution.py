@@ -104,12 +104,14 @@ def conv(
     and dilation 1, kernels of at most 5 per axis) and "fft" take fewer operations, for floating and
     complex arrays; their error is relative to the largest magnitudes of a block of x and w: within
     5e-6 of the largest result in float32 for winograd, 2e-6 for fft, 1e-14 in float64. "auto" takes
-    these two in NumPy (and chunks of it) alone, and computes a block that holds a NaN or an infinity again with
-    "windows", so that it reaches just the outputs that read it; when named, they do not check.
+    these two in NumPy (and chunks of it) alone, and computes a block that holds a NaN or an
+    infinity again with "windows", so that it reaches just the outputs that read it; when named,
+    they do not check.
 
     Dask arrays stay lazy: each chunk of the result is one task, a call on the slab that it reads,
-    and one more for each part of a chunk in that slab. Chunks of the result end where the input's
-    do. Arrays beside a Dask array may be of its chunks' library, and weights are one chunk.
+    and one more for each part of a chunk in that slab. Along samples and space the result is cut
+    where the input is (with a stride, where the same cells are), along channels not at all. Arrays
+    beside a Dask array may be of its chunks' library, and weights are one chunk.
 
     Differentiable by PyTorch and JAX, and usable inside `jax.jit`, `jax.grad` and `jax.vmap`; for
     `jax.jit` itself the options are static, as in ``jax.jit(conv, static_argnames="stride")``.

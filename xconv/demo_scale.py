@@ -158,8 +158,7 @@ class Cluster:
         """Compute something, with a progress bar, and print what it took."""
         start, before = time.perf_counter(), self.moved()
         future = self.client.compute(lazy)
-        if sys.stdout.isatty():
-            self.distributed.progress(future, notebook=False)
+        self.distributed.progress(future, notebook=False)
         result = future.result()
         seconds = time.perf_counter() - start
         text = f"\n{name}: {seconds:.1f} s, {self.gigabytes / seconds * 1e3:.0f} MB/s"

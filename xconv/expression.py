@@ -13,7 +13,12 @@ from . import choice, padding
 from .blocks import Pair, Setup
 from .cells import phase_weights
 from .geometry import SPATIAL, Geometry, Phase, Window, along
-from .namespace import Array, Namespace, cast, device
+from .namespace import (
+    Array,
+    Namespace,
+    cast,
+    zeros,
+)
 
 
 def forward(
@@ -90,7 +95,7 @@ def _interleaved(xp: Namespace, parts: dict[int, Array], s: int, axis: int) -> A
     for offset in [*sorted(parts), s]:
         if offset > free:
             shape = (*some.shape[: axis + 1], offset - free, *some.shape[axis + 1 :])
-            pieces.append(xp.zeros(shape, dtype=some.dtype, device=device(some)))
+            pieces.append(zeros(xp, shape, some))
         if offset < s:
             pieces.append(xp.expand_dims(parts[offset], axis=axis + 1))
         free = offset + 1

@@ -16,10 +16,10 @@ from .namespace import (
     accept,
     cast,
     current,
-    device,
     dtype_name,
     spaced,
     windows,
+    zeros,
 )
 
 
@@ -77,7 +77,7 @@ def unfold(
     with current(x):
         if 0 in (N, C):
             shape = (N, C * math.prod(W), math.prod(geom.O))
-            return xp.zeros(shape[not batched :], dtype=x.dtype, device=device(x))
+            return zeros(xp, shape[not batched :], x)
         zero = (0,) * geom.rank
         start, stop = geom.reads(zero, geom.O, zero, geom.W)
         view = grouped(xp, x, layout_axes("channels_first", geom.rank).x, 1, batched)
@@ -149,7 +149,7 @@ def fold(
     with current(cols):
         if 0 in (N, geom.C, *spatial):
             shape = (N, geom.C, *spatial)
-            return xp.zeros(shape[not batched :], dtype=cols.dtype, device=device(cols))
+            return zeros(xp, shape[not batched :], cols)
         r = geom.rank
         # (N, C, *W, *O) -> (1, C, *W, N, *O)
         name = dtype_name(cols.dtype)

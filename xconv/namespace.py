@@ -84,7 +84,13 @@ def _one_library(given: dict[str, Array]) -> tuple[dict[str, Array], Namespace]:
     if dask:
         xp = array_api_compat.array_namespace(dask[0])
         chunk = type(dask[0]._meta)
-        given = {n: xp.asarray(a) if type(a) is chunk else a for n, a in given.items()}
+        if any(type(a._meta) is not chunk for a in dask):
+            kinds = ", ".join(_type_name(a._meta) for a in dask)
+            raise Refusal("chunks of one library", kinds, TypeError)
+        given = {
+            n: xp.from_array(a.copy(), chunks=-1) if type(a) is chunk else a
+            for n, a in given.items()
+        }
     types = ", ".join(f"{name} {_type_name(a)}" for name, a in given.items())
     try:
         xp = array_api_compat.array_namespace(*given.values())
@@ -138,9 +144,23 @@ def native_unsigned(xp: Namespace) -> bool:
     return not array_api_compat.is_torch_namespace(xp)
 
 
+def own_namespace(xp: Namespace, a: Array) -> Namespace:
+    """Return the namespace that computes with the numbers of an array: that of Dask's chunks."""
+    return chunk_namespace(a) if chunked(xp) else xp
+
+
 def device(a: Array) -> Any:
     """Return the array's device, None while JAX traces."""
     return array_api_compat.device(a)
+
+
+def zeros(xp: Namespace, shape: tuple[int, ...], like: Array, dtype: Any = None) -> Array:
+    """Return zeros where `like` is, of its dtype unless told; in Dask in its chunks if they fit."""
+    dtype = like.dtype if dtype is None else dtype
+    if not chunked(xp):
+        return xp.zeros(shape, dtype=dtype, device=device(like))
+    chunks = like.chunks if shape == like.shape else -1 if 0 in shape else "auto"
+    return xp.zeros_like(like, dtype=dtype, shape=shape, chunks=chunks)
 
 
 def current(a: Array) -> contextlib.AbstractContextManager[Any]:
@@ -409,8 +429,8 @@ def spaced(xp: Namespace, a: Array, axis: int, step: int) -> Array:
     if step == 1:
         return a
     shape = (*a.shape[: axis + 1], step - 1, *a.shape[axis + 1 :])
-    zeros = xp.zeros(shape, dtype=a.dtype, device=device(a))
-    wide = xp.concat([xp.expand_dims(a, axis=axis + 1), zeros], axis=axis + 1)
+    behind = zeros(xp, shape, a)
+    wide = xp.concat([xp.expand_dims(a, axis=axis + 1), behind], axis=axis + 1)
     return xp.reshape(wide, (*a.shape[:axis], a.shape[axis] * step, *a.shape[axis + 1 :]))
 
 

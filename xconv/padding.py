@@ -13,7 +13,13 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .geometry import SPATIAL, Geometry, Ints, along
-from .namespace import Array, Namespace, device, dtype_of, scratch
+from .namespace import (
+    Array,
+    Namespace,
+    dtype_of,
+    scratch,
+    zeros,
+)
 
 ALL = (slice(None),) * SPATIAL
 Index = tuple[Any, ...]
@@ -222,7 +228,7 @@ def pad(xp: Namespace, x: Array, geom: Geometry, start: Ints, stop: Ints) -> Arr
         for run in runs:
             shape = (*x.shape[:axis], run.stop - run.start, *x.shape[axis + 1 :])
             if run.source is None:
-                part = xp.zeros(shape, dtype=x.dtype, device=device(x))
+                part = zeros(xp, shape, x)
             else:
                 part = _oriented(xp, x, axis, run)
                 part = xp.broadcast_to(part, shape) if run.step == 0 else part
@@ -272,7 +278,7 @@ def embedded(xp: Namespace, part: Array, axis: int, before: int, after: int) -> 
 
     def side(n: int) -> list[Array]:
         shape = (*part.shape[:axis], n, *part.shape[axis + 1 :])
-        return [xp.zeros(shape, dtype=part.dtype, device=device(part))] if n > 0 else []
+        return [zeros(xp, shape, part)] if n > 0 else []
 
     pieces = [*side(before), part, *side(after)]
     return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=axis)
