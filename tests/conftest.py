@@ -7,13 +7,16 @@ are deselected, never skipped.
 A test that takes `backend` runs once per selected one, of those in its
 `@pytest.mark.backends("torch", ...)` where it has that mark. The mark alone makes a test need one
 of them.
+
+The report says how many examples each property of Hypothesis was tried on; ci/reports.py adds up.
 """
 
 import sys
+from functools import wraps
 
 import backends
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 SELECTED = pytest.StashKey[list[str]]()
 
@@ -21,7 +24,7 @@ SELECTED = pytest.StashKey[list[str]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("xconv")
     group.addoption("--backend", action="append", metavar="NAME", help="array libraries to test")
-    group.addoption("--samples", type=int, default=60, help="Hypothesis examples per property")
+    group.addoption("--samples", type=int, default=100, help="Hypothesis examples per property")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,6 +75,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if stays(item)]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function):
+    """Count the examples that a property holds for; what Hypothesis discards is none."""
+    if not is_hypothesis_test(pyfuncitem.obj):
+        return (yield)
+    given, count = pyfuncitem.obj.hypothesis, 0
+    run = given.inner_test
+
+    @wraps(run)
+    def counted(*args, **options):
+        nonlocal count
+        run(*args, **options)
+        count += 1
+
+    given.inner_test = counted
+    try:
+        return (yield)
+    finally:
+        given.inner_test = run
+        pyfuncitem.user_properties.append(("examples", count))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -270,30 +270,3 @@ def test_random_numbers_against_torch(case, dtype):
     double = getattr(xconv, prefix + "_double_backward")
     close(double(ddx, ddw, ddb, dy, x, w, **options), second)
     close([getattr(xconv, name)(x, w, b, **options)], [want])
-
-
-# -- double backward, from its definition
-
-
-@pytest.mark.parametrize("given", [*product((True, False), repeat=3)])
-def test_double_backward_differentiates_backward(given):
-    """How the pairing of the gradients with ddx, ddw and ddb changes with dy, x and w."""
-    case = CASES["crop-and-pad"]
-    options, rng = case.options, np.random.default_rng(5)
-    x, w, dy = (numbers(case, role, "f") for role in ("x", "w", "dy"))
-    dds = [
-        numbers(case, role, "f") if there else None
-        for role, there in zip(("ddx", "ddw", "ddb"), given, strict=True)
-    ]
-
-    def pairing(dy, x, w):
-        grads = xconv.conv_backward(dy, x, w, **options)
-        return sum((g * dd).sum() for g, dd in zip(grads, dds, strict=True) if dd is not None)
-
-    found = xconv.conv_double_backward(*dds, dy, x, w, **options)
-    here = [dy, x, w]
-    for which, gradient in enumerate(found):
-        step = rng.integers(-2, 3, here[which].shape)
-        there = [*here[:which], here[which] + step, *here[which + 1 :]]
-        assert pairing(*there) - pairing(*here) == (gradient * step).sum()
-        assert gradient.shape == here[which].shape

@@ -1,12 +1,14 @@
 """The nasty cases others fell over, by their row in the project's table of edge cases (1 to 52).
 
-Every row that NumPy can show is here, and the Dask row. Left out, for other libraries alone:
+Every row that NumPy can show is here, the Dask row, and the numbers of every library in rows 32, 36
+and 39. Left out, for other libraries alone:
 - 40, TF32 on a GPU.
-- The halves of 39 and 44 about how other backends flush subnormals, and cuDNN's engines.
+- The half of 44 about cuDNN's engines.
 """
 
 import itertools
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -685,6 +687,35 @@ def test_nan_stays_in_its_receptive_field(row, x_shape, w_shape, method, value):
         assert (y[reached] == np.inf).all()
 
 
+@row(32)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_stays_in_its_receptive_field_in_every_library(row, backend, value):
+    x, w, dy = np.ones((2, 4, 9, 8)), np.ones((6, 4, 3, 2)), np.ones((2, 6, 5, 8))
+    options = {"stride": (2, 1), "padding": ((2, 0), (0, 1))}
+
+    def results(x, w, dy):
+        arrays = (backend.array(a.astype(np.float32)) for a in (x, w, dy))
+        return [backend.to_numpy(a) for a in every_contraction(*arrays, **options)]
+
+    cell, output = (1, 2, 4, 3), (0, 5, 2, 6)
+    clean = results(x, w, dy)
+    marked_x, marked_dy = np.zeros_like(x), np.zeros_like(dy)
+    marked_x[cell] = marked_dy[output] = 1
+    y, _, dw = results(marked_x, w, dy)
+    _, dx, _ = results(x, w, marked_dy)
+    x[cell] = value
+    spoiled_y, same_dx, spoiled_dw = results(x, w, dy)
+    x[cell], dy[output] = 1, value
+    same_y, spoiled_dx, _ = results(x, w, dy)
+    for spoiled, reached, was in zip(
+        (spoiled_y, spoiled_dx, spoiled_dw), (y, dx, dw), clean, strict=True
+    ):
+        assert reached.any()
+        assert_array_equal(spoiled, np.where(reached, np.float32(value), was), strict=True)
+    assert_array_equal(same_y, clean[0], strict=True)
+    assert_array_equal(same_dx, clean[1], strict=True)
+
+
 @row(33)
 @pytest.mark.parametrize("method", PLAIN)
 def test_nan_under_a_zero_weight(row, method):
@@ -744,6 +775,32 @@ def test_half_precision_partial_sums(row, method):
         xconv.conv_grad_input(two.reshape(1, 3, 1), high.reshape(3, 1, 1), (1,), **options),
     ):
         assert_array_equal(result, np.full((1, 1, 1), 40_000, np.float16), strict=True)
+
+
+@row(36)
+@pytest.mark.backends("numpy", "cupy", "torch", "torch-cuda", "jax", "dask")  # with 16-bit floats
+def test_half_precision_sums_in_every_library(row, backend):
+    """In 16 bits these terms get lost or overflow; their sum is a number of 16 bits."""
+    terms = {"float16": [(2048, 1, 1), (2**15, 2**15, -(2**15))], "bfloat16": [(256, 1, 1)]}
+    for dtype in terms.keys() & set(backend.dtypes):
+        for three in terms[dtype]:
+            spaced = np.zeros(11)
+            spaced[::5] = three  # each in a chunk of its own, in Dask
+            deep, wide, long = ((1, 11, 1), (11, 1, 1), (1, 1, 11))
+
+            def made(shape, numbers=spaced, dtype=dtype):
+                return backend.array(np.broadcast_to(numbers, 11).reshape(shape), dtype)
+
+            for result in (
+                xconv.conv(made(deep), made(deep, 1.0)),
+                xconv.conv(made(long), made(long, 1.0)),
+                xconv.conv_grad_weight(made(wide), made(wide, 1.0), (1,)),
+                xconv.conv_grad_weight(made(long), made(long, 1.0), (1,)),
+                xconv.conv_grad_input(made(deep), made(wide, 1.0), (1,)),
+                xconv.conv_backward(made(long), made(long), backend.array(np.ones((1, 1, 1)), dtype)).db,
+            ):
+                assert backend.dtype_of(result) == dtype
+                assert backend.to_numpy(result).item() == sum(three)
 
 
 @row(36)
@@ -811,6 +868,22 @@ def test_float32_sums_of_2_to_the_25_ones(row):
     grads = xconv.conv_backward(long, long, one, output_mask=(False, True, True))
     assert grads.dx is None
     assert grads.dw.item() == grads.db.item() == n
+
+
+@row(39)
+def test_subnormals_in_every_library(row, backend):
+    """JAX has no subnormal numbers on a CPU."""
+    tiny = np.float32(2.0**-140)
+    x = backend.array(np.full((1, 1, 4), tiny))
+    w, dy = (backend.array(np.ones((1, 1, n), np.float32)) for n in (2, 3))
+    kept = [np.array([[a]]) * tiny for a in ((2, 2, 2), (1, 2, 2, 1), (3, 3))]
+    found = (
+        xconv.conv(x, w),
+        xconv.conv_grad_input(dy * tiny, w, (4,)),
+        xconv.conv_grad_weight(dy, x, (2,)),
+    )
+    for result, right in zip(found, kept, strict=True):
+        assert_array_equal(backend.to_numpy(result), right * (backend.name != "jax"))
 
 
 @row(39)
@@ -939,8 +1012,16 @@ def layer_bits(x_shape, w_shape, options, dtype=np.float32, seed=0):
 
 
 @row(44)
-@pytest.mark.parametrize("method", PLAIN)
-@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: str(layer[0]))
+@pytest.mark.parametrize(
+    ("layer", "method"),
+    [
+        (layer, method)
+        for layer in LAYERS
+        for method in (*PLAIN, "winograd", "fft")
+        if method != "winograd" or ("stride" not in layer[2] and layer[1][-1] <= 5)
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(value[0]),
+)
 def test_bits_do_not_depend_on_threads(row, layer, method):
     x_shape, w_shape, options = layer
     options = {**options, "method": method}
@@ -949,6 +1030,31 @@ def test_bits_do_not_depend_on_threads(row, layer, method):
         with threadpool_limits(threads):
             bits.append(layer_bits(x_shape, w_shape, options))
     assert all(each == bits[0] for each in bits)
+
+
+DIGEST = """
+import hashlib
+import numpy as np, xconv
+rng = np.random.default_rng(0)
+digest = hashlib.sha256()
+for x_shape, w_shape, options in LAYERS:
+    x, w = rng.standard_normal(x_shape, np.float32), rng.standard_normal(w_shape, np.float32)
+    y = xconv.conv(x, w, **options)
+    for a in (y, *xconv.conv_backward(y, x, w, **options)):
+        digest.update(a.tobytes())
+print(digest.hexdigest())
+"""
+
+
+@row(44)
+def test_bits_do_not_depend_on_the_run(row):
+    """Other processes with other numbers of threads; the order of sets and dicts is theirs."""
+    script = DIGEST.replace("LAYERS", repr(LAYERS))
+    found = {
+        subprocess.check_output([sys.executable, "-c", script], env={**os.environ, **own})
+        for own in ({"OMP_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "2", "PYTHONHASHSEED": "1"})
+    }
+    assert len(found) == 1
 
 
 HELD = """

@@ -9,105 +9,16 @@ import cases
 import numpy as np
 import oracle
 import pytest
-from backends import FLOATS, INTEGERS, load
+from backends import load
 from cases import Case, numbers, order
 from checks import METHODS, Trial
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from strategies import any_case, drawn_cases, dtypes, methods, per_axis
 
 import xconv
 
-NAMES = ("valid", "same", "same_lower", "full", "causal")
-MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
 EXACT = [method for method in METHODS if method.exact]
-
-
-def fits(case: Case) -> bool:
-    """Whether there is a window, and whether the padding mode reaches as far as it is asked to."""
-    try:
-        oracle.terms(
-            oracle.axes(
-                case.x[2:], case.w[2:], case.stride, case.padding, case.dilation, case.padding_mode
-            )
-        )
-    except (AssertionError, IndexError):
-        return False
-    return 0 not in case.y[2:]
-
-
-@st.composite
-def layouts(draw, rank: int):
-    axes = cases.SPATIAL[:rank]
-    triple = st.tuples(
-        st.permutations(f"NC{axes}"), st.permutations(f"OI{axes}"), st.permutations(f"NC{axes}")
-    )
-    named = st.sampled_from(["channels_first", "channels_last"])
-    return draw(named | triple.map(lambda three: tuple("".join(one) for one in three)))
-
-
-@st.composite
-def drawn_cases(draw, transposed=False, max_rank=3):
-    """Any case that is legal: the input grows until it is."""
-    rank = draw(st.integers(1, max_rank))
-
-    def several(numbers):
-        return draw(st.tuples(*[numbers] * rank))
-
-    small = 4 if rank < 3 else 3
-    kernel = several(st.integers(1, small))
-    stride, dilation = (
-        draw(st.integers(1, high)) if draw(st.booleans()) else several(st.integers(1, high))
-        for high in (4, 3)
-    )
-    sides = st.integers(-2, 4)
-    padding = draw(
-        st.just(0)
-        | st.sampled_from(NAMES)
-        | sides
-        | st.tuples(*[sides] * rank)
-        | st.tuples(*[st.tuples(sides, sides)] * rank)
-    )
-    groups = draw(st.sampled_from((1, 1, 2, 3)))
-    batched = draw(st.booleans())
-    n = draw(st.integers(0, 3)) if batched else 1
-    c, k = draw(st.tuples(*[st.sampled_from((1, 2, 3, 0))] * 2))
-    size = several(st.integers(0, 5))
-    case = Case(
-        "drawn",
-        (n, c * groups, *size),
-        (k * groups, c, *kernel),
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        padding_mode=draw(st.sampled_from(MODES)),
-        layout=draw(layouts(rank)),
-        batched=batched,
-        bias=draw(st.booleans()),
-    )
-    while not fits(case):
-        size = tuple(one + 1 for one in size)
-        case = replace(case, x=(*case.x[:2], *size))
-    return to_transposed(draw, case) if transposed else case
-
-
-def to_transposed(draw, case: Case) -> Case:
-    """The transposed call that gives this case's input size back, in any of the ways to ask."""
-    small = case.y
-    shape = {key: getattr(case, key) for key in ("stride", "padding", "dilation")}
-    least = oracle.transposed_size(small[2:], case.w[2:], **shape)
-    extra = tuple(i - j for i, j in zip(case.x[2:], least, strict=True))
-    asked = {"output_size": case.x[2:]}
-    if case.padding not in ("same", "same_lower") or not any(extra):
-        ways = [asked, {"output_padding": extra}, {"output_padding": extra, **asked}]
-        if len(set(extra)) == 1:
-            ways.append({"output_padding": extra[0]})
-        asked = draw(st.sampled_from(ways))
-    return replace(case, x=small, transposed=True, **asked)
-
-
-dtypes = st.sampled_from(FLOATS + INTEGERS)
-methods = st.sampled_from(EXACT)
 
 
 @given(drawn_cases(), dtypes, methods)
@@ -127,7 +38,7 @@ def test_any_transposed_convolution(case, dtype, method):
     run.untouched()
 
 
-@given(drawn_cases() | drawn_cases(transposed=True), st.sampled_from(["float64", "complex128"]))
+@given(any_case, st.sampled_from(["float64", "complex128"]))
 def test_any_double_backward(case, dtype):
     Trial(load("numpy"), case, dtype).double_backward([(True, True, True)])
 
@@ -152,7 +63,7 @@ def test_transposed_output_size(case):
     assert oracle.output_size(found, case.w[2:], **shape) == case.x[2:]
 
 
-@given(drawn_cases(max_rank=2))
+@given(drawn_cases())
 def test_layouts_agree(case):
     """Bit for bit on integers, whatever the strides of the arrays are."""
     first = replace(case, layout="channels_first")
@@ -175,11 +86,7 @@ def test_layouts_agree(case):
 
 def unfolded(case: Case, x: np.ndarray) -> np.ndarray:
     """Every window as a column, from the table of what meets."""
-    sizes, meet = oracle.terms(
-        oracle.axes(
-            case.x[2:], case.w[2:], case.stride, case.padding, case.dilation, case.padding_mode
-        )
-    )
+    sizes, meet = oracle.terms(per_axis(case))
     n, c = x.shape[:2]
     flat = x.reshape(n, c, prod(case.x[2:]))
     columns = np.zeros((n, c, prod(case.w[2:]), prod(sizes)), x.dtype)
