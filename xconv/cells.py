@@ -103,7 +103,7 @@ def _copied(
     contractions that they are made of.
     """
     xp, half = setup.xp, setup.limits.workspace // 2
-    limits = setup.limits._replace(workspace=half, block=min(half, setup.limits.block))
+    limits = setup.limits._replace(shares=2, block=min(half, setup.limits.block))
     setup = setup._replace(task=setup.task._replace(limits=limits))
     widths = [max(s.stop - s.start, *(r.stop - r.start for r in s.runs)) for s in strips]
     samples, widest = geom.N, max(widths)

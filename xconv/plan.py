@@ -36,10 +36,19 @@ CHANNELS = 64
 
 
 class Limits(NamedTuple):
-    """Bytes that a call may use, and that one block should."""
+    """Bytes that a call may use, and that one block should.
 
-    workspace: int
+    What needs memory of its own beside its contractions gives these one of several equal shares.
+    """
+
+    allowed: int
     block: int
+    shares: int = 1
+
+    @property
+    def workspace(self) -> int:
+        """Bytes that a contraction may use."""
+        return self.allowed // self.shares
 
 
 # Blocks of 8 MiB: large enough for calls that are long, small enough for a shared cache. A GPU
@@ -106,7 +115,7 @@ def _check(needed: int, limits: Limits) -> None:
     if needed > limits.workspace:
         raise Refusal(
             "max_workspace to hold at least one output position of one sample",
-            f"max_workspace {limits.workspace} bytes, needed {needed} bytes",
+            f"max_workspace {limits.allowed} bytes, needed {needed * limits.shares} bytes",
         )
 
 
