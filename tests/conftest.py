@@ -16,7 +16,7 @@ from functools import wraps
 
 import backends
 import pytest
-from hypothesis import HealthCheck, is_hypothesis_test, settings
+from hypothesis import HealthCheck, is_hypothesis_test, seed, settings
 
 SELECTED = pytest.StashKey[list[str]]()
 
@@ -79,9 +79,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function):
-    """Count the examples that a property holds for; what Hypothesis discards is none."""
+    """Count the examples that a property holds for; what Hypothesis discards is none.
+
+    With `--hypothesis-seed` each property still draws cases of its own.
+    """
     if not is_hypothesis_test(pyfuncitem.obj):
         return (yield)
+    asked = pyfuncitem.config.getoption("--hypothesis-seed")
+    if asked is not None:
+        seed(f"{asked} {pyfuncitem.nodeid}")(pyfuncitem.obj)
     given, count = pyfuncitem.obj.hypothesis, 0
     run = given.inner_test
 

@@ -6,7 +6,6 @@ the convolution is linear in each array.
 """
 
 from collections.abc import Callable
-from itertools import product
 from typing import Any
 
 import numpy as np

@@ -797,7 +797,9 @@ def test_half_precision_sums_in_every_library(row, backend):
                 xconv.conv_grad_weight(made(wide), made(wide, 1.0), (1,)),
                 xconv.conv_grad_weight(made(long), made(long, 1.0), (1,)),
                 xconv.conv_grad_input(made(deep), made(wide, 1.0), (1,)),
-                xconv.conv_backward(made(long), made(long), backend.array(np.ones((1, 1, 1)), dtype)).db,
+                xconv.conv_backward(
+                    made(long), made(long), backend.array(np.ones((1, 1, 1)), dtype)
+                ).db,
             ):
                 assert backend.dtype_of(result) == dtype
                 assert backend.to_numpy(result).item() == sum(three)

@@ -4,6 +4,7 @@ import itertools
 import tracemalloc
 from fractions import Fraction
 
+import bounds
 import numpy as np
 import oracle
 import pytest
@@ -71,6 +72,14 @@ def test_errors_are_within_the_documented_bounds(method, dtype):
     for got, want in zip(contractions(x, w, dy, padding=1, method=method), exact, strict=True):
         assert got.dtype == dtype
         assert np.abs(got - want).max() <= BOUNDS[method, dtype] * np.abs(want).max()
+
+
+@pytest.mark.parametrize("channels", bounds.CHANNELS)
+@pytest.mark.parametrize(("method", "dtype"), bounds.ROWS)
+def test_errors_are_within_the_bounds_of_theory(method, dtype, channels):
+    """The README's table."""
+    measured, bound = bounds.errors(method, dtype, channels)
+    assert 0 < measured <= bound
 
 
 @pytest.mark.parametrize("method", LAYERS)

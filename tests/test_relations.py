@@ -13,7 +13,6 @@ from math import prod
 import bounds
 import numpy as np
 import oracle
-import pytest
 from backends import FLOATS, load
 from cases import Case, from_layout, kind_of, numbers, order, to_layout, wide_numbers
 from checks import METHODS, Trial
@@ -60,9 +59,7 @@ def test_linear_in_every_array(case, dtype, method):
     same(conv(x + scale * x2, w, b + scale * b2), y + scale * conv(x2, w, b2))
     same(conv(x, w + scale * w2, b), y + scale * conv(x, w2))
     grads = back(dy, x, w)
-    for found, one, other in zip(
-        back(dy + scale * dy2, x, w), grads, back(dy2, x, w), strict=True
-    ):
+    for found, one, other in zip(back(dy + scale * dy2, x, w), grads, back(dy2, x, w), strict=True):
         same(found, one + scale * other)
     turned = scale.conjugate()
     same(back(dy, x, w + scale * w2).dx, grads.dx + turned * back(dy, x, w2).dx)
@@ -187,16 +184,19 @@ def test_a_shift_where_no_border_is_seen(case, dtype, method, steps):
 # -- one result, however it is computed
 
 WINOGRAD = "need strides and dilations of 1 and kernel sizes up to 5 for method 'winograd'; got "
-NEEDED = r"conv\w*: need max_workspace to hold .*; got max_workspace (\d+) bytes, needed (\d+) bytes"
+NEEDED = r"\w+: need max_workspace to hold .*; got max_workspace (\d+) bytes, needed (\d+) bytes"
 
 
 def limits(case: Case, method: str, dtype: str) -> dict[str, float]:
     """What the contractions may be wrong by, where no number is larger than 1 (see `bounds`)."""
-    (N, _, *I), (K, c, *W), O, plan = case.x, case.w, case.y[2:], per_axis(case)
+    N, (K, c, *W), O, plan = case.x[0], case.w, case.y[2:], per_axis(case)
     k, taps, outputs = K // case.groups, prod(W), prod(O)
     pads = [oracle.pads(axis.padding, *axis[:4]) for axis in plan]
     lines = [oracle.padded(axis.size, *p, axis.mode) for axis, p in zip(plan, pads, strict=True)]
-    copies = prod(max(Counter(cell for cell in line if cell is not None).values(), default=1) for line in lines)
+    copies = prod(
+        max(Counter(cell for cell in line if cell is not None).values(), default=1)
+        for line in lines
+    )
     if method == "fft":
         reach = [o + 2 * axis.dilation * (axis.kernel - 1) for o, axis in zip(O, plan, strict=True)]
         cells = prod(map(len, lines))
@@ -240,8 +240,8 @@ def test_methods_agree(case, dtype):
             try:
                 found = call()
             except ValueError as error:
-                assert method == "winograd" and not dense
-                assert WINOGRAD in str(error)
+                if WINOGRAD not in str(error) or method == "fft" or dense:
+                    raise
                 continue
             # with a stride, the phases of an input gradient may be dense
             assert method == "fft" or dense or empty or name == "dx"
@@ -275,8 +275,10 @@ def test_a_workspace_changes_nothing(case, dtype, method, power):
 
 @given(any_case, st.data())
 def test_any_library(pytestconfig, case, data):
-    """Step by step: to compile takes longer than to run, once."""
-    backend = load(data.draw(st.sampled_from(pytestconfig.stash[SELECTED])))
+    """Step by step, for JAX; it compiles each step, and so is drawn less often."""
+    names = pytestconfig.stash[SELECTED]
+    others = [name for name in names if name != "jax"]
+    backend = load(data.draw(st.sampled_from(others * 4 + names)))
     dtype = data.draw(st.sampled_from(backend.dtypes))
     run = Trial(replace(backend, compiled=lambda function: function), case, dtype)
     run.forward()
@@ -291,7 +293,9 @@ def test_any_library(pytestconfig, case, data):
 def test_double_backward_differentiates_backward(case, dtype, there):
     """How the pairing of the gradients with ddx, ddw and ddb changes with each of dy, x and w."""
     run, _, back, double = passes(case, dtype)
-    dds = [run[role] if one else None for role, one in zip(("ddx", "ddw", "ddb"), there, strict=True)]
+    dds = [
+        run[role] if one else None for role, one in zip(("ddx", "ddw", "ddb"), there, strict=True)
+    ]
     here = [run[role] for role in ("dy", "x", "w")]
 
     def pairing(*arrays):
@@ -345,29 +349,40 @@ def test_transposed_is_a_convolution_of_inserted_zeros(case, dtype, method):
     same(from_layout(case, "y", conv(run["x"], run["w"])), whole)
 
 
-@given(drawn_cases(), methods, st.sampled_from([np.nan, np.inf]), st.data())
+@given(drawn_cases(), methods, st.sampled_from([np.nan, np.inf, -np.inf]), st.data())
 def test_a_nan_reaches_what_reads_it(case, method, bad, data):
-    """One in x, in dy or in w; where one is beside padding, zero times infinity is NaN too."""
+    """Zeros of the padding read w and dy too: zero times infinity is NaN."""
     assume(0 not in (*case.x, *case.w))
-    run, conv, back, _ = passes(case, "float64", method)
+    _, conv, back, _ = passes(case, "float64", method)
     arrays = {role: numbers(case, role, "f") for role in ("x", "w", "dy")}
-    role = data.draw(st.sampled_from(sorted(arrays)))
-    at = tuple(data.draw(st.integers(0, n - 1)) for n in arrays[role].shape)
-    ones = {name: np.ones_like(a) for name, a in arrays.items()}
-    mark = np.zeros_like(arrays[role])
-    mark[at] = 1
-    arrays[role] = np.where(mark, bad, arrays[role])
-    x, w, dy = (to_layout(case, name[-1], arrays[name]) for name in ("x", "w", "dy"))
+    role = data.draw(st.sampled_from(("x", "w", "dy")))
+    at = tuple(data.draw(st.integers(0, size - 1)) for size in arrays[role].shape)
+    ones, mark = ({name: np.full(a.shape, n) for name, a in arrays.items()} for n in (1.0, 0.0))
+    mark[role][at] = 1
+    arrays[role] = np.where(mark[role], bad, arrays[role])
+    x, w, dy = (to_layout(case, name[-1], a) for name, a in arrays.items())
     with np.errstate(invalid="ignore"):
-        found = conv(x, w), *back(dy, x, w)
-    y, dx, dw = (~np.isfinite(from_layout(case, n, a)) for n, a in zip("yxw", found[:3], strict=True))
+        found = conv(x, w), *back(dy, x, w)[:2]
+    results = (from_layout(case, name, a) for name, a in zip("yxw", found, strict=True))
+    y, dx, dw = (~np.isfinite(a) for a in results)
     options = case.oracle_options
+
+    def read(x, w, dy):
+        """What reads the mark, in the passes that read this array."""
+        dx = oracle.grad_input(dy, w, case.x[2:], **options)
+        dw = oracle.grad_weight(dy, x, case.w[2:], **options)
+        return (a != 0 for a in (oracle.forward(x, w, **options), dx, dw))
+
+    read_y, read_dx, read_dw = read(**{**ones, role: mark[role]})
     if role == "x":
-        same(y, oracle.forward(mark, ones["w"], **options) != 0)
-        same(dw, oracle.grad_weight(ones["dy"], mark, w.shape[2:], **options) != 0)
+        same(y, read_y)
+        same(dw, read_dw)
+        assert not dx.any()
     elif role == "dy":
-        same(dx, oracle.grad_input(mark, ones["w"], case.x[2:], **options) != 0)
-        same(dw, np.broadcast_to(mark.any(axis=(0, *range(2, mark.ndim)))[(..., *[None] * (dw.ndim - 1))], dw.shape))
+        same(dx, read_dx)
+        assert dw[at[1]].all() and dw.sum() == dw[at[1]].size
+        assert not y.any()
     else:
-        same(y, np.broadcast_to(mark.any(axis=tuple(range(1, mark.ndim)))[(None, ..., *[None] * case.rank)], y.shape))
-        assert (dx | (oracle.grad_input(ones["dy"], mark, case.x[2:], **options) == 0)).all()
+        assert y[:, at[0]].all() and y.sum() == y[:, at[0]].size
+        assert dx[read_dx].all()  # and perhaps cells whose window hangs over the edge of dy
+        assert not dw.any()
