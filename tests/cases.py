@@ -109,7 +109,7 @@ def from_layout(case: Case, role: str, array: np.ndarray) -> np.ndarray:
 # -- numbers
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=4096)
 def wide_numbers(name: str, role: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
     """-4..4 for "f"; both parts so for "c"; anything an int64 holds for "i"."""
     rng = np.random.default_rng(crc32(f"{name} {role} {kind}".encode()))

@@ -149,7 +149,7 @@ def transposed_size(
     return tuple(result)  # padding may leave less than nothing: not a size then
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def terms(plan: tuple[Axis, ...]) -> tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]]:
     """The output sizes, and every (output, tap, input) that meet, as flat positions."""
     per_line = [axis.windows() for axis in plan]
