@@ -96,9 +96,10 @@ def test_under_auto_a_nan_reaches_only_what_reads_it(method, bad, lazy):
     if lazy:
         import dask.array
 
-        x, dy = (
-            dask.array.from_array(a, (1, -1, *(-(-n // 2) for n in a.shape[2:]))) for a in (x, dy)
-        )
+        def cut(a):  # the larger part is still one for the method
+            return dask.array.from_array(a, (*a.shape[:-1], -(-2 * a.shape[-1] // 3)))
+
+        x, dy = cut(x), cut(dy)
     found = [np.asarray(a) for a in contractions(x, w, dy, **options)]
     for auto, exact in zip(found, expected, strict=True):
         assert not np.isfinite(exact).all()
