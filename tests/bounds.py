@@ -67,7 +67,7 @@ def spectra(terms: int, cells: int, taps: int, dtype: str) -> float:
     """`fft`: `terms` channels of so many cells and taps; for dw samples, and outputs for taps.
 
     A transform of length L is wrong by e = log2(L) * eta in the 2-norm, eta = u + gamma(4) *
-    (sqrt(2) + u) ([1], theorem 24.2 for powers of 2). Two of them and the products are wrong by
+    (sqrt(2) + u) ([1], section 24.1, for powers of 2). Two of them and the products are wrong by
     (2*e + sqrt(2) * gamma(2*terms + 4)) * ||x||_2 * ||w||_2, the way back by e * ||x||_2 * ||w||_1.
     """
     real = SUMS.get(dtype, dtype)
@@ -112,9 +112,9 @@ def table() -> str:
         "|---|---|" + "---|" * len(CHANNELS),
     ]
     for row in ROWS:
-        cells = ["{:.1e} of {:.0e}".format(*errors(*row, c)) for c in CHANNELS]
+        cells = ["{:.1e}, {:.0e}".format(*errors(*row, c)) for c in CHANNELS]
         lines.append("| `{}` | {} | ".format(*row) + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).replace("e-0", "e-") + "\n"
 
 
 if __name__ == "__main__":
