@@ -94,9 +94,11 @@ class Axis(NamedTuple):
     padding: object
     mode: str
 
+    def line(self) -> Line:
+        return padded(self.size, *pads(self.padding, *self[:4]), self.mode)
+
     def windows(self) -> list[Line]:
-        low, high = pads(self.padding, self.size, self.kernel, self.stride, self.dilation)
-        return windows(padded(self.size, low, high, self.mode), *self[1:4])
+        return windows(self.line(), *self[1:4])
 
 
 def axes(input_size, kernel_size, stride=1, padding=0, dilation=1, padding_mode="zeros"):
