@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 import oracle
 
-SPATIAL = "DHWUV"  # any letters but N, C, I and O
+SPATIAL = "DHWUVABEFGJKLMPQRSTXYZ"  # all letters but N, C, I and O
 
 
 @dataclass(frozen=True)
