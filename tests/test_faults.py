@@ -196,31 +196,33 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["for the end", "for its turn"])
 def test_interrupted_while_waiting(ordered):
-    """The caller waits for a helper when the interrupt comes; the helper ends its task first."""
+    """The caller has done its tasks, and the helper ends its own before the call does."""
     main = threading.main_thread().ident
-    turns, ended, finished = threading.Barrier(2, timeout=10), [], []
+    both, ended, finished = threading.Barrier(2, timeout=10), [], []
+    local = threading.local()
 
     def work(task):
-        turns.wait()  # each has one
-        if threading.get_ident() != main:
-            time.sleep(0.05)  # the caller is done with its own
-            signal.pthread_kill(main, signal.SIGINT)
-            time.sleep(0.05)
-        ended.append(task)
+        if not hasattr(local, "began"):
+            local.began = True
+            both.wait()  # each has one
+            if threading.get_ident() != main:
+                time.sleep(0.1)  # the caller waits now
+                signal.pthread_kill(main, signal.SIGINT)
+                time.sleep(0.1)
+                ended.append(task)
 
     def finish(task, _):
-        if task == 0:
-            raise AssertionError("after the interrupt")
         finished.append(task)
 
     with interruptible(), pytest.raises(KeyboardInterrupt):
-        workers.run(range(2), work, finish if ordered else None, workers=2)
-    assert sorted(ended) == [0, 1]
+        workers.run(range(3), work, finish if ordered else None, workers=2)
+    (last,) = ended
+    assert all(task < last for task in finished)
     check_idle()
 
 
 INTERRUPTS = """
-import random, signal, sys, threading
+import random, signal, sys
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 import xconv
@@ -253,7 +255,6 @@ for _ in range(int(sys.argv[1])):
         interrupted += 1
     assert run() == right
     assert counts() == before, counts()
-assert threading.active_count() <= 2, threading.enumerate()
 print(interrupted)
 """
 
@@ -275,7 +276,7 @@ def test_interrupted_anywhere():
 
 
 def test_many_callers():
-    """Rows 46: sixteen threads on the same arrays, all at once, have the bits of one alone."""
+    """Row 46: sixteen threads on the same arrays, all at once, have the bits of one alone."""
     layers = [
         ((2, 16, 40, 40), (32, 16, 3, 3), {"padding": 1}),
         ((4, 64, 14, 14), (128, 64, 3, 3), {"stride": 2}),
