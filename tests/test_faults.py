@@ -1,7 +1,7 @@
 """Failures from outside: memory that runs out, interrupts, forks, many callers, enormous views.
 
-Whatever ends a call early, its workers have stopped when it returns, nothing of it is kept, BLAS has
-its threads back, and the next call is right.
+Whatever ends a call early, its workers have stopped when it returns, nothing of it is kept, BLAS
+has its threads back, and the next call is right.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from numpy.testing import assert_array_equal
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import xconv
-from xconv import namespace, workers
+from xconv import namespace, plan, workers
 
-KIB, MIB = 2**10, 2**20
+MIB = 2**20
 METHODS = ("auto", "windows", "taps", "winograd", "fft")
 
 
@@ -48,8 +48,9 @@ def blas() -> list[int]:
 
 
 @pytest.fixture(autouse=True)
-def three_threads() -> Iterator[None]:
-    """Three workers, whatever the machine has; and as many when the test is done."""
+def three_workers(monkeypatch) -> Iterator[None]:
+    """Many small blocks on three threads, whatever the machine has; afterwards BLAS has them."""
+    monkeypatch.setattr("xconv.call.CPU", plan.Limits(64 * MIB, 2**16))
     with threadpool_limits(3):
         before = blas()
         yield
@@ -58,21 +59,25 @@ def three_threads() -> Iterator[None]:
 
 def check_idle() -> None:
     """No call is running, and all helpers can come to one place at once."""
-    assert not workers._blas.calls
-    pool = workers._blas.pool
-    if pool is not None:
-        meeting = threading.Barrier(workers._blas.pool_size, timeout=10)
-        list(pool.map(lambda _: meeting.wait(), range(workers._blas.pool_size)))
+    blas = workers._blas
+    assert not blas.inside
+    meeting = threading.Barrier(1 + blas.threads, timeout=10)
+    for _ in range(blas.threads):
+        blas.jobs.put(meeting.wait)
+    meeting.wait()
 
 
 # ---------------------------------------------------------------- out of memory
 
-LAYERS = {  # in a small workspace: hundreds of blocks
+LAYERS = {
     "one-tap": ((2, 8, 96, 96), (16, 8, 1, 1), {}),
     "depthwise": ((2, 16, 80, 80), (16, 1, 3, 3), {"groups": 16}),
     "scattered": ((2, 1, 200, 200), (8, 1, 5, 5), {"stride": 2}),
     "copied": ((2, 8, 90, 90), (8, 8, 3, 3), {"padding": 2, "padding_mode": "replicate"}),
-    **{m: ((2, 8, 96, 96), (16, 8, 3, 3), {"method": m, "padding": 1}) for m in METHODS[1:]},
+    "windows": ((2, 8, 96, 96), (16, 8, 3, 3), {"method": "windows", "padding": 1}),
+    "taps": ((2, 8, 96, 96), (16, 8, 3, 3), {"method": "taps", "padding": 1}),
+    "winograd": ((1, 1, 64, 64), (80, 1, 3, 3), {"method": "winograd"}),
+    "fft": ((1, 1, 40000), (8, 1, 31), {"method": "fft"}),
 }
 
 
@@ -103,7 +108,6 @@ class Memory:
 
 def traced(call) -> int:
     """The bytes that are held more than before, with no garbage collected."""
-    gc.collect()
     gc.disable()
     tracemalloc.start()
     try:
@@ -116,14 +120,14 @@ def traced(call) -> int:
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_out_of_memory(layer, monkeypatch):
-    """At the first array, at the last, and at some between."""
+    """At the first array, and at later ones."""
     x_shape, w_shape, options = LAYERS[layer]
     x, w = draw(*x_shape), draw(*w_shape, seed=2)
     memory = Memory(monkeypatch)
-    for call in contractions(x, w, max_workspace=256 * KIB, **options):
+    for call in contractions(x, w, **options):
         right, count = call(), memory.count(call)
         assert count > 4
-        for last in sorted({0, 1, 2, count // 3, count // 2, count - 2, count - 1}):
+        for last in sorted({0, 1, count // 3, count * 3 // 4}):
 
             def failing(call=call, last=last):
                 memory.last, memory.taken = last, itertools.count(1)
@@ -131,7 +135,7 @@ def test_out_of_memory(layer, monkeypatch):
                     call()
                     raise AssertionError("enough memory")
 
-            assert traced(failing) < MIB  # the threads' scratch memory
+            assert traced(failing) < MIB  # room for the threads' scratch memory
             check_idle()
         memory.last = np.inf
         assert_array_equal(call(), right, strict=True)
@@ -146,32 +150,35 @@ class Fault(Exception):
 @pytest.mark.parametrize("helper", [False, True])
 def test_a_failure_stops_all_workers(monkeypatch, contraction, error, helper):
     """In a block, in the caller's own thread or in a helper's."""
-    call = contractions(draw(4, 8, 96, 96), draw(16, 8, 3, 3), max_workspace=256 * KIB)[contraction]
+    call = contractions(draw(4, 8, 96, 96), draw(16, 8, 3, 3))[contraction]
     right, begin = call(), namespace._Scratch.begin
-    failed, blocks = threading.Event(), itertools.count(1)
+    failed, blocks = threading.Event(), []
 
     def begin_or_fail(scratch, size):
-        if next(blocks) > 3 and (threading.current_thread() is threading.main_thread()) != helper:
+        blocks.append(size)
+        if (threading.current_thread() is threading.main_thread()) != helper:
             failed.set()
             raise error("in a block")
-        if failed.is_set() or not helper:
-            time.sleep(0.001)
-        else:
-            failed.wait(10)  # for a helper to come
+        assert failed.wait(10)
+        time.sleep(0.001)
         begin(scratch, size)
+
+    def failing():
+        with contextlib.suppress(error):
+            call()
+            raise AssertionError("no failure")
 
     with monkeypatch.context() as patch:
         patch.setattr(namespace._Scratch, "begin", begin_or_fail)
-        with pytest.raises(error, match="in a block"):
-            call()
-    assert next(blocks) < 20  # of hundreds
+        assert traced(failing) < MIB
+    assert 0 < len(blocks) < 20  # of hundreds
     check_idle()
     assert_array_equal(call(), right, strict=True)
 
 
 def test_without_new_threads(monkeypatch):
     """As when the system has none left: the caller does all the work."""
-    call = contractions(draw(2, 8, 96, 96), draw(16, 8, 3, 3), max_workspace=256 * KIB)[0]
+    call = contractions(draw(2, 8, 96, 96), draw(16, 8, 3, 3))[0]
     right = call()
     monkeypatch.setattr(workers, "_blas", workers._Blas())
 
@@ -222,10 +229,11 @@ def test_interrupted_while_waiting(ordered):
 
 
 INTERRUPTS = """
-import random, signal, sys
+import random, signal, sys, time
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 import xconv
+from xconv import call, plan
 
 def counts():
     return [library["num_threads"] for library in threadpool_info()]
@@ -234,20 +242,23 @@ threadpool_limits(2)
 rng = np.random.default_rng(0)
 x = rng.standard_normal((4, 8, 40, 40)).astype(np.float32)
 w = rng.standard_normal((16, 8, 3, 3)).astype(np.float32)
-options = {"padding": 1, "max_workspace": 2**18}
+call.CPU = plan.Limits(2**26, 2**16)  # many blocks
 
 def run():
-    y = xconv.conv(x, w, **options)
-    return [y.tobytes(), *(a.tobytes() for a in xconv.conv_backward(y, x, w, **options))]
+    y = xconv.conv(x, w, padding=1)
+    return [y.tobytes(), *(a.tobytes() for a in xconv.conv_backward(y, x, w, padding=1))]
 
 right, before = run(), counts()
+start = time.perf_counter()
+run()
+seconds = time.perf_counter() - start
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 random.seed(0)
 interrupted = 0
 for _ in range(int(sys.argv[1])):
     try:
         try:
-            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 0.02))
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, seconds))
             run()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -262,14 +273,14 @@ print(interrupted)
 def test_interrupted_anywhere():
     """At random moments; the next call is right, and gives BLAS back what it had."""
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTS, "60"],
+        [sys.executable, "-c", INTERRUPTS, "40"],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 20
+    assert int(done.stdout) > 10
 
 
 # ---------------------------------------------------------------- many callers, forks

@@ -15,14 +15,14 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import threadpoolctl
 
 from .namespace import quiet
 
+Jobs = SimpleQueue[Callable[[], None]]
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -60,58 +60,73 @@ class _Blas:
     def reset(self) -> None:
         """Start anew; in a forked child, where a caller may have been lost in the middle."""
         self.lock = threading.Lock()
-        self.calls = 0
+        self.inside: set[int] = set()  # threads that are in a call
         self.before: list[int] = []
-        self.pool: ThreadPoolExecutor | None = None
-        self.pool_size = 0
+        self.jobs: Jobs = SimpleQueue()
+        self.threads = 0
 
     def after_fork(self) -> None:
         """Give a forked child the thread count that its parent had between calls."""
-        if self.calls:
-            _restore(self.shared, self.before)
+        if self.inside:
+            _set(self.shared, self.before)
         self.reset()
 
     def enter(self) -> list[int]:
         """Set BLAS to one thread; return how many the calling thread had, of each library.
 
-        What all threads share is set at the first call that runs.
+        What all threads share is set at the first call that runs. It is written down before: an
+        interrupt may come anywhere, and the thread's next call then restores it.
         """
         own = _hold(self.own)
         with self.lock:
-            if not self.calls:
-                self.before = _hold(self.shared)
-            self.calls += 1
+            if not self.inside:
+                self.before = _counts(self.shared)
+            self.inside.add(threading.get_ident())
+            if len(self.inside) == 1:
+                _set(self.shared, [1] * len(self.shared))
             return own + self.before
 
     def leave(self, before: list[int]) -> None:
         """Restore the thread's own count, and at the last call's end what all threads share."""
-        _restore(self.own, before)
+        _set(self.own, before)
         with self.lock:
-            self.calls -= 1
-            if not self.calls:
-                _restore(self.shared, self.before)
+            if self.inside == {threading.get_ident()}:
+                _set(self.shared, self.before)
+            self.inside.discard(threading.get_ident())
 
-    def helpers(self, count: int) -> ThreadPoolExecutor:
-        """Return the kept pool, with at least `count` threads."""
-        with self.lock:
-            if self.pool is None or self.pool_size < count:
-                # a pool that was too small is not shut down: another call may be about to use it
-                name, ready = "xconv", partial(_hold, self.own)
-                self.pool = ThreadPoolExecutor(count, name, initializer=ready)
-                self.pool_size = count
-            return self.pool
+    def hire(self, count: int, job: Callable[[], None]) -> None:
+        """Have the job done by up to `count` of the kept threads as well, when they are free."""
+        with self.lock, contextlib.suppress(RuntimeError):  # no new threads: Python shuts down
+            while self.threads < count:
+                # a daemon, as an interrupt may come while it starts: then nobody would end it
+                threading.Thread(target=_serve, args=(self.jobs, self.own), daemon=True).start()
+                self.threads += 1
+        for _ in range(min(count, self.threads)):
+            self.jobs.put(job)
+
+
+def _serve(jobs: Jobs, own: list[_Library]) -> None:
+    """Do one job after the other, on a thread that is kept."""
+    _hold(own)
+    while True:
+        job = jobs.get()
+        job()
+        del job
 
 
 def _hold(libraries: list[_Library]) -> list[int]:
     """Set these libraries to one thread; return how many each had."""
-    before = [library.get() or 1 for library in libraries]
-    for library in libraries:
-        library.set(1)
+    before = _counts(libraries)
+    _set(libraries, [1] * len(libraries))
     return before
 
 
-def _restore(libraries: list[_Library], before: list[int]) -> None:
-    for library, threads in zip(libraries, before, strict=False):
+def _counts(libraries: list[_Library]) -> list[int]:
+    return [library.get() or 1 for library in libraries]
+
+
+def _set(libraries: list[_Library], counts: list[int]) -> None:
+    for library, threads in zip(libraries, counts, strict=False):
         library.set(threads)
 
 
@@ -183,61 +198,96 @@ def run(
                 finish(task, result)
         return
     crew = _Crew(iter(tasks), work, finish)
-    futures: list[Future[None]] = []
     try:
-        with contextlib.suppress(RuntimeError):  # no new threads, as while Python shuts down
-            pool = _blas.helpers(workers - 1)
-            futures.extend(pool.submit(crew.help) for _ in range(workers - 1))
+        _blas.hire(workers - 1, crew.help)
         crew.toil()
-    except BaseException:
+        crew.end()
+    except BaseException:  # an interrupt may come at any time, while waiting too
         crew.stop()
+        crew.end()
+        crew.failure = None  # its traceback holds the frames of the call, which hold it
         raise
+    failure, crew.failure = crew.failure, None
+    try:
+        if failure is not None:
+            raise failure
     finally:
-        for future in futures:
-            if not future.cancel():  # one that has not started has nothing left to do
-                future.exception()
-    for future in futures:
-        if not future.cancelled():
-            future.result()
+        del failure
 
 
 class _Crew:
-    """The workers of one call: the next task, and whose turn it is to finish."""
+    """The workers of one call: the next task, and whose turn it is to finish.
+
+    Locks and queues are those written in C: no interrupt comes between what they do and the note
+    of it, as in a `threading.Condition` or a pool of `concurrent.futures`, which then wait forever.
+    """
 
     def __init__(self, tasks: Iterator[Any], work: Any, finish: Any) -> None:
-        self.tasks, self.work, self.finish = enumerate(tasks), work, finish
-        self.done = 0
+        self.tasks: Iterator[tuple[int, Any]] = enumerate(tasks)
+        self.work, self.finish = work, finish
+        self.lock = threading.Lock()
         self.stopped = False
-        self.turn = threading.Condition()
+        self.failure: BaseException | None = None
+        self.done = 0
+        self.waiting: dict[int, SimpleQueue[None]] = {}  # by task: tells its worker of its turn
+        self.helping = 0
+        self.left: SimpleQueue[None] = SimpleQueue()  # tells the caller that a helper has
 
     def help(self) -> None:
         """Work on a helper's thread; a failure stops the others."""
-        with quiet():
-            try:
+        with self.lock:
+            self.helping += 1
+        try:
+            with quiet():
                 self.toil()
-            except BaseException:
-                self.stop()
-                raise
+        except BaseException as failure:
+            self.failure = failure
+            self.stop()
+        finally:
+            with self.lock:
+                self.helping -= 1
+            self.left.put(None)
 
     def stop(self) -> None:
         """Let every worker end after the task that it is at."""
-        with self.turn:
+        with self.lock:
             self.stopped = True
-            self.turn.notify_all()
+            for worker in self.waiting.values():
+                worker.put(None)
+
+    def end(self) -> None:
+        """Wait until no helper is at a task; one that has not begun yet finds nothing here."""
+        while True:
+            with self.lock:
+                if not self.helping:
+                    self.tasks, self.work, self.finish = iter(()), None, None
+                    return
+            self.left.get()
 
     def toil(self) -> None:
         """Take tasks until none is left."""
         while True:
-            with self.turn:
+            with self.lock:
                 number, task = (0, None) if self.stopped else next(self.tasks, (0, None))
             if task is None:
                 return
             result = self.work(task)
             if self.finish:
-                with self.turn:
-                    self.turn.wait_for(lambda: self.stopped or self.done == number)  # noqa: B023
-                    if self.stopped:
-                        return
-                    self.finish(task, result)
+                self.turn(number)
+                if self.stopped:
+                    return
+                self.finish(task, result)
+                with self.lock:
                     self.done += 1
-                    self.turn.notify_all()
+                    after = self.waiting.pop(self.done, None)
+                if after:
+                    after.put(None)
+
+    def turn(self, number: int) -> None:
+        """Wait until all tasks before this one are finished."""
+        told: SimpleQueue[None] = SimpleQueue()
+        with self.lock:
+            if self.stopped or self.done == number:
+                return
+            self.waiting[number] = told
+        told.get()
