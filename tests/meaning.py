@@ -185,7 +185,9 @@ class Meaning:
             return promoted(*pairs[result]) if asked is None else name_of(np.dtype(asked))
         kept = name_of(own[result[1:]])  # a gradient is of its array's dtype, if that is no integer
         one, other = pairs[result]
-        return promoted(one, f"dd{other}" if f"dd{other}" in own else other) if "int" in kept else kept
+        return (
+            promoted(one, f"dd{other}" if f"dd{other}" in own else other) if "int" in kept else kept
+        )
 
     # -- numbers
 

@@ -47,9 +47,9 @@ def public(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
 
 
 def shown(value: object) -> str:
-    """Return a short text for any object, also for one whose ``repr`` fails."""
+    """Return a short text of one line for any object, also for one whose ``repr`` fails."""
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())
     except Exception:
         text = "an object without a repr"
     if len(text) > 80:
