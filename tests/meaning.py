@@ -1,7 +1,7 @@
 """What a call that xconv accepted has to return.
 
-Arguments are read as the documentation says, however oddly they are spelled: sizes and dtypes follow
-by its rules, and where the numbers are few and small, the results themselves by the oracle.
+Arguments are read as the documentation says, however oddly they are spelled: sizes and dtypes
+follow by its rules, and where the numbers are few and small, the results are those of the oracle.
 """
 
 import math
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import oracle
+from array_api_compat import array_namespace
 from backends import Backend
 from cases import Case, from_layout, order, to_layout
 
@@ -140,7 +141,7 @@ class Meaning:
         """Every result, None where it is not asked for."""
         exact = self.exact(backend)
         found = {
-            result: Right(self.result_shape(result), self.dtype(result, backend), exact.get(result))
+            result: Right(self.result_shape(result), self.dtype(result), exact.get(result))
             for result in self.results()
         }
         asked = dict(zip(("dx", "dw", "db"), self.options.get("output_mask", ()), strict=False))
@@ -166,15 +167,16 @@ class Meaning:
             shape = shape[1:]
         return tuple(shape[axis] for axis in order(self.form, role))
 
-    def dtype(self, result: str, backend: Backend) -> str:
+    def dtype(self, result: str) -> str:
         own = {role: a.dtype for role, a in self.arrays.items()}
+        xp = array_namespace(*self.arrays.values())
         asked = self.options.get("dtype")
         if "in_channels" in self.given:
             like = self.options.get("like")
-            own["w"] = backend.xp.float32 if like is None else like.dtype
+            own["w"] = np.dtype("float32") if like is None else like.dtype
 
         def promoted(one: str, other: str) -> str:
-            return name_of(backend.xp.result_type(own[one], own[other]))
+            return name_of(xp.result_type(own[one], own[other]))
 
         pairs = {"y": ("x", "w"), "dx": ("dy", "w"), "dw": ("dy", "x"), "ddy": ("x", "w")}
         if "cols" in (result, *own):
