@@ -330,6 +330,14 @@ def test_sizes_are_tuples_of_ints(name, place, bad):
         check(TypeError, [kind], getattr(xconv, name), *args)
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_tuples_within_tuples(name):
+    deep = 1
+    for _ in range(5000):
+        deep = (deep,)
+    check(TypeError, ["tuple"], getattr(xconv, name), *good(name), stride=(1, deep))
+
+
 def test_output_size_and_output_padding_may_agree():
     x, w = make(*X), make(*TW)
     both = xconv.conv_transpose(x, w, stride=3, output_size=(22, 17), output_padding=(1, 0))

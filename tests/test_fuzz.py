@@ -415,7 +415,8 @@ def check_result(backend: Backend, name: str, given: dict, options: dict, found:
 def arguments(attack: Attack, backend: Backend) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments that an attack names."""
     case, name = BY_NAME[attack.case], attack.function
-    kind = kind_of(attack.dtype)
+    dtype = attack.dtype if attack.dtype in backend.dtypes else "float32"
+    kind = kind_of(dtype)
     given = {
         "input_size": case.x[2:],
         "kernel_size": case.w[2:],
@@ -424,14 +425,14 @@ def arguments(attack: Attack, backend: Backend) -> tuple[dict[str, Any], dict[st
     }
     for role in ("x", "w", "b", "dy", "ddx", "ddw", "ddb"):
         shape = "y" if role == "dy" else role.removeprefix("dd")
-        given[role] = to_layout(case, shape, numbers(case, role, kind)).astype(attack.dtype)
+        given[role] = to_layout(case, shape, numbers(case, role, kind)).astype(dtype)
     columns = (case.x[0], case.x[1] * math.prod(case.w[2:]), math.prod(case.y[2:]))
-    given["cols"] = np.ones(columns[not case.batched :], attack.dtype)
+    given["cols"] = np.ones(columns[not case.batched :], dtype)
     options = {key: value for key, value in case.options.items() if key in KEYWORDS[name]}
     positional = {role: given[role] for role in ROLES[name].split()}
     for role, value in positional.items():
         if role in ARRAYS and role not in attack.replaced:
-            positional[role] = backend.array(value, attack.dtype)
+            positional[role] = backend.array(value, dtype)
     for slot, spec in attack.replaced.items():
         into = positional if slot in positional else options
         into[slot] = hostile(spec, given.get(slot), backend)

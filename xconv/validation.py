@@ -165,10 +165,11 @@ ATOMS = frozenset({int, str, type(None), type})
 NESTED = frozenset({tuple, Settings})
 
 
-def _plain(values: Iterable[Any]) -> bool:
+def _plain(values: Iterable[Any], depth: int = 3) -> bool:
+    """Whether there are only such values; the deepest are settings' pairs of padding."""
     for value in values:
         kind = type(value)
-        if kind not in ATOMS and not (kind in NESTED and _plain(value)):
+        if kind not in ATOMS and not (kind in NESTED and depth and _plain(value, depth - 1)):
             return False
     return True
 
