@@ -97,6 +97,7 @@ PADDED = [name for name in FUNCTIONS if name not in SIZES]
 FORWARD_SIZED = [name for name in FUNCTIONS if "transpose" not in name]
 TRANSPOSED = [name for name in FULL if "transpose" in name]
 EVIL = type("Evil", (), {"__index__": lambda self: 1 // 0})()
+EVIL_KEY = type("EvilKey", (), {"__hash__": lambda self: 1 // 0, "__eq__": lambda *_: 1 // 0})()
 
 OPTIONS = [  # functions, option, value, error, the words of the message
     (FUNCTIONS, "stride", 0, ValueError, [0]),
@@ -134,6 +135,9 @@ OPTIONS = [  # functions, option, value, error, the words of the message
     (FULL, "dtype", bool, TypeError, ["bool"]),
     (FULL, "dtype", np.dtype(object), TypeError, [("object", "dtype('O')")]),
     (FULL, "dtype", np.dtype("U3"), TypeError, [("U3", "str")]),
+    (FULL, "dtype", ([], {}), TypeError, ["tuple"]),  # that has no hash
+    (FULL, "dtype", [np.float64], TypeError, ["list"]),
+    (FULL, "dtype", EVIL_KEY, TypeError, ["EvilKey"]),
     (FULL, "dtype", np.float32, TypeError, ["float32", "float64"]),
     (FULL, "dtype", np.int64, TypeError, ["int64", "float64"]),
     (FULL, "dtype", np.complex64, TypeError, ["complex64", "float64"]),

@@ -10,7 +10,7 @@ import contextlib
 import math
 import sys
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -216,7 +216,10 @@ def result_name(xp: Namespace, *names: str) -> str:
 
 def checked_dtype(dtype: Any) -> str:
     """Return the name of a `dtype` argument."""
-    name = dtype_name(dtype) if isinstance(dtype, Hashable) else ""
+    try:
+        name = dtype_name(dtype)
+    except Exception:  # what cannot be a key, or whatever an object's own methods raise
+        name = ""
     if name not in DTYPES:
         raise Refusal(
             "dtype to be a real, complex or integer dtype, or its name, such as 'float32'",
