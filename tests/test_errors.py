@@ -204,6 +204,34 @@ def test_numpy_integers_are_taken(name):
         np.testing.assert_array_equal(a, b, strict=True)
 
 
+class Name(str):
+    """A string whose own methods fail."""
+
+    __slots__ = ()
+    __eq__ = __hash__ = __str__ = __repr__ = lambda *_: 1 // 0
+
+
+STRINGS = [
+    ("padding", "same"),
+    ("padding_mode", "reflect"),
+    ("layout", "channels_first"),
+    ("layout", ("NCHW", "OIHW", "NCHW")),
+    ("method", "taps"),
+]
+
+
+@pytest.mark.parametrize(("option", "value"), STRINGS)
+@pytest.mark.parametrize("kind", [np.str_, Name])
+def test_strings_of_other_types_are_taken(kind, option, value):
+    x, w = make(*X), make(*W)
+    same = kind(value) if isinstance(value, str) else tuple(map(kind, value))
+    new, old = xconv.conv(x, w, **{option: same}), xconv.conv(x, w, **{option: value})
+    np.testing.assert_array_equal(new, old, strict=True)
+    other = kind("other") if isinstance(value, str) else (kind("other"), *value[1:])
+    with pytest.raises(ValueError, match=r"conv: need .+; got .+"):
+        xconv.conv(x, w, **{option: other})
+
+
 # ---------------------------------------------------------------- shapes
 
 SHAPES = [  # function, shapes and sizes, options, the words of the message

@@ -19,8 +19,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from . import depthwise, fft, plan, pointwise, taps, windows, winograd
-from .errors import Refusal, shown
-from .geometry import Geometry, Ints, Window
+from .errors import Refusal
+from .geometry import Geometry, Ints, Window, named
 from .namespace import COMPLEX, INTEGER, Array, Namespace, in_place, itemsize, on_gpu
 from .plan import Limits, Plan
 
@@ -108,10 +108,7 @@ class Task(NamedTuple):
 
 def checked_method(method: object) -> str:
     """Return the name of a known method."""
-    if isinstance(method, str) and method in ("auto", *METHODS):
-        return method
-    kind = ValueError if isinstance(method, str) else TypeError
-    raise Refusal(f"method to be one of {('auto', *METHODS)}", shown(method), kind)
+    return named(method, "method", ("auto", *METHODS))
 
 
 @lru_cache(maxsize=256)

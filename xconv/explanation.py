@@ -12,8 +12,8 @@ from . import choice, schedule
 from . import padding as pads
 from .call import Call
 from .choice import Algorithm, Task
-from .errors import Refusal, public, shown
-from .geometry import Geometry, Ints
+from .errors import Refusal, public
+from .geometry import Geometry, Ints, named
 from .namespace import Array, accept, chunked, in_place
 from .plan import MIB, Plan, count
 from .validation import Settings, forward_call
@@ -157,9 +157,7 @@ def explain(
     forward: x (1, 1, 8), w (1, 1, 3), y (1, 1, 6); 36 operations, summed in float32, result float32
       windows: 1 block of 0.148 KiB, weights 0.0117 KiB
     """
-    if not isinstance(contraction, str) or contraction not in CONTRACTIONS:
-        kind = ValueError if isinstance(contraction, str) else TypeError
-        raise Refusal(f"contraction to be one of {CONTRACTIONS}", shown(contraction), kind)
+    contraction = named(contraction, "contraction", CONTRACTIONS)
     xp, (x, w) = accept(x=x, w=w)
     if chunked(xp):
         raise Refusal(

@@ -217,6 +217,16 @@ def index(value: Any, what: str, kinds: str = "an int") -> int:
     raise Refusal(f"{what} to be {kinds}", shown(value), TypeError)
 
 
+def named(value: Any, what: str, names: tuple[str, ...]) -> str:
+    """Return `value` as a string that is one of the names."""
+    if isinstance(value, str):
+        text = str.__str__(value)  # of a subclass too, whose own methods may do anything
+        if text in names:
+            return text
+    kind = ValueError if isinstance(value, str) else TypeError
+    raise Refusal(f"{what} to be one of {names}", shown(value), kind)
+
+
 def sizes(value: Any, what: str, rank: int | None = None) -> Ints:
     """Return a tuple of sizes, one per axis; an int is refused."""
     if not isinstance(value, (tuple, list)):
@@ -244,9 +254,7 @@ def per_axis(value: Any, what: str, rank: int, least: int) -> Ints:
 def padding_pairs(value: Any, rank: int) -> str | Pairs:
     """Return a padding as its name or as ``(low, high)`` per axis."""
     if isinstance(value, str):
-        if value not in PADDING_NAMES:
-            raise Refusal(f"padding to be ints, pairs or one of {PADDING_NAMES}", shown(value))
-        return value
+        return named(value, "padding, unless it is ints or pairs,", PADDING_NAMES)
     if not isinstance(value, (tuple, list)):
         kinds = f"an int, a tuple of ints or pairs, or one of {PADDING_NAMES}"
         return ((index(value, "padding", kinds),) * 2,) * rank
@@ -295,9 +303,7 @@ def options(
     padding_mode: Any = "zeros",
 ) -> Options:
     """Check the options that need no sizes, and give each its one form."""
-    if not isinstance(padding_mode, str) or padding_mode not in PADDING_MODES:
-        kind = ValueError if isinstance(padding_mode, str) else TypeError
-        raise Refusal(f"padding_mode to be one of {PADDING_MODES}", shown(padding_mode), kind)
+    mode = named(padding_mode, "padding_mode", PADDING_MODES)
     if (G := index(groups, "groups")) < 1:
         raise Refusal("groups to be at least 1", f"groups {G}")
     return Options(
@@ -305,7 +311,7 @@ def options(
         padding_pairs(padding, rank),
         per_axis(dilation, "dilation", rank, 1),
         G,
-        padding_mode,
+        mode,
     )
 
 

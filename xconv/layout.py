@@ -66,7 +66,8 @@ def layout_axes(layout: Any, rank: int, transposed: bool = False) -> Layout:
     names = (layout,) if isinstance(layout, str) else layout
     if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
         raise Refusal(RULE, shown(layout), TypeError)
-    return parsed(layout if isinstance(layout, str) else tuple(layout), rank, transposed)
+    plain = tuple(map(str.__str__, names))  # of subclasses too
+    return parsed(plain[0] if isinstance(layout, str) else plain, rank, transposed)
 
 
 def _triple(layout: str | tuple[str, ...], rank: int) -> tuple[str, str, str]:
