@@ -169,7 +169,7 @@ class Meaning:
 
     def dtype(self, result: str) -> str:
         own = {role: a.dtype for role, a in self.arrays.items()}
-        xp = array_namespace(*self.arrays.values())
+        xp = array_namespace(max(self.arrays.values(), key=lambda a: type(a) is not np.ndarray))
         asked = self.options.get("dtype")
         if "in_channels" in self.given:
             like = self.options.get("like")
