@@ -163,6 +163,8 @@ class TestEither:
             ((4, 6, ()), {}, "()"),
             ((4, 6, (3, 2)), {"groups": 4}, "4"),
             ((4, 6, (3, 2)), {"groups": 0}, "0"),
+            ((2**62, 6, (3,)), {}, str(2**62)),
+            ((4, 6, (2**62,) * 20), {}, str(2**62)),  # whose number is no float
         ],
     )
     def test_values_that_make_no_layer(self, kind, args, options, words):

@@ -17,7 +17,6 @@ from typing import Any
 from . import blocks, cells, choice, expression, layout, workers
 from .blocks import Pair, Setup
 from .dtypes import DTypes, contraction, sum_dtype
-from .errors import Refusal
 from .geometry import Geometry, Ints
 from .layout import Axes, Layout
 from .namespace import (
@@ -25,12 +24,12 @@ from .namespace import (
     Array,
     Namespace,
     cast,
+    check_bytes,
     chunked,
     current,
     dtype_name,
     dtype_of,
     in_place,
-    itemsize,
     on_gpu,
     own_namespace,
     zeros,
@@ -297,9 +296,3 @@ class Call:
         xp = self.xp
         with current(like):
             return zeros(xp, shape, like, dtype_of(xp, name))
-
-
-def check_bytes(shape: Ints, dtype: str) -> None:
-    """Refuse a result that no machine can address."""
-    if math.prod(shape) * itemsize(dtype) >= 2**63:
-        raise Refusal("a result of less than 2**63 bytes", f"shape {shape}, dtype {dtype}")

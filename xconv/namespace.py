@@ -193,6 +193,12 @@ def itemsize(name: str) -> int:
     return int("".join(filter(str.isdigit, name))) // 8
 
 
+def check_bytes(shape: tuple[int, ...], name: str) -> None:
+    """Refuse an array that no machine can address."""
+    if math.prod(shape) * itemsize(name) >= 2**63:
+        raise Refusal("arrays of less than 2**63 bytes", f"shape {shape}, dtype {name}")
+
+
 @lru_cache(maxsize=256)
 def dtype_of(xp: Namespace, name: str) -> Any:
     """Return the namespace's dtype of this name."""

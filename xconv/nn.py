@@ -12,7 +12,7 @@ from .geometry import index, sizes
 from .geometry import options as shape_options
 from .gradients import ConvGrads, conv_backward, conv_transpose_backward
 from .layout import layout_axes
-from .namespace import Array, random_uniform
+from .namespace import Array, check_bytes, random_uniform
 
 __all__ = ["Conv", "ConvTranspose"]
 
@@ -68,8 +68,10 @@ class _Layer:
         axes = layout_axes(options.get("layout", "channels_first"), len(W), self._transposed).w
         # one side of w has the channels of all groups, the other those of one
         one, every = (K // G, C) if self._transposed else (C // G, K)
+        shape = axes.shape(one, W, every)
+        check_bytes(shape, "float64")  # as which they are drawn
         bound = 1 / math.sqrt(one * math.prod(W))
-        self.weight: Array = random_uniform(axes.shape(one, W, every), bound, rng, like)
+        self.weight: Array = random_uniform(shape, bound, rng, like)
         self.bias: Array | None = random_uniform((K,), bound, rng, like) if bias else None
         self.options = options
         self._x: Array | None = None
