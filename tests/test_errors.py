@@ -97,6 +97,7 @@ PADDED = [name for name in FUNCTIONS if name not in SIZES]
 FORWARD_SIZED = [name for name in FUNCTIONS if "transpose" not in name]
 TRANSPOSED = [name for name in FULL if "transpose" in name]
 EVIL = type("Evil", (), {"__index__": lambda self: 1 // 0})()
+EVIL_DTYPE = type("EvilDtype", (), {"dtype": property(lambda self: 1 // 0)})()
 EVIL_KEY = type("EvilKey", (), {"__hash__": lambda self: 1 // 0, "__eq__": lambda *_: 1 // 0})()
 
 OPTIONS = [  # functions, option, value, error, the words of the message
@@ -162,6 +163,7 @@ HOSTILE = [  # an integer option's value, and the type that the message names
     (np.ones((3, 3), int), "ndarray"),  # of several lines
     ({1}, "set"),
     (EVIL, "Evil"),
+    (EVIL_DTYPE, "EvilDtype"),
 ]
 INTEGERS = [
     *((name, option) for name in FUNCTIONS for option in ("stride", "padding", "dilation")),
@@ -187,6 +189,13 @@ def test_integer_option_of_another_type(name, option, value, kind):
     else:
         error = TypeError
     check(error, [kind], getattr(xconv, name), *good(name), **{option: value})
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**5000], ids=["up", "down", "far"])
+@pytest.mark.parametrize(("name", "option"), INTEGERS)
+def test_integer_option_of_more_than_64_bits(name, option, value):
+    word = value if abs(value) < 2**70 else "int"  # Python prints no int of 5000 digits
+    check(ValueError, [word], getattr(xconv, name), *good(name), **{option: value})
 
 
 @pytest.mark.parametrize("name", ["conv", "conv_backward", "conv_transpose", "unfold"])

@@ -18,6 +18,7 @@ Output ``o`` reads input ``q = stride * o + dilation * t - low`` for each kernel
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -206,15 +207,17 @@ class Geometry:
 
 
 def index(value: Any, what: str, kinds: str = "an int") -> int:
-    """Return `value` as an int; bools, floats and everything else are refused."""
-    if type(value) is int:
-        return value
-    if not isinstance(value, bool) and not str(getattr(value, "dtype", "")).endswith("bool"):
-        try:
-            return operator.index(value)
-        except Exception:  # whatever an object's own __index__ raises
-            pass
-    raise Refusal(f"{what} to be {kinds}", shown(value), TypeError)
+    """Return `value` as an int of 64 bits; bools, floats and everything else are refused."""
+    number = value if type(value) is int else None
+    if number is None and not isinstance(value, bool):
+        with contextlib.suppress(Exception):  # whatever an object's own methods raise
+            if not str(getattr(value, "dtype", "")).endswith("bool"):
+                number = operator.index(value)
+    if number is None:
+        raise Refusal(f"{what} to be {kinds}", shown(value), TypeError)
+    if not -(2**63) <= number < 2**63:
+        raise Refusal(f"{what} to fit 64 bits", shown(number))
+    return number
 
 
 def named(value: Any, what: str, names: tuple[str, ...]) -> str:
