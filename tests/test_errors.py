@@ -448,6 +448,21 @@ def test_what_is_no_array_of_numbers(name, place, kind):
     check(TypeError, [word], getattr(xconv, name), *args)
 
 
+def nested(a):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that they are a prototype
+        return torch.nested.nested_tensor([a, a[:, :1]])
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, nested], ids=["sparse", "nested"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_tensors_that_are_not_dense(change, place):
+    args = [torch.ones(X), torch.ones(W)]
+    args[place] = change(args[place])
+    check(TypeError, ["Tensor"], xconv.conv, *args)
+    check(TypeError, ["Tensor"], xconv.unfold, change(torch.ones(X)), (3, 2))
+
+
 DTYPES = [  # x, w, b and dtype=, and what must stand after "got"
     ("int64", "uint64", None, None, ["int64", "uint64"]),
     ("uint64", "int8", None, None, ["uint64", "int8"]),

@@ -58,6 +58,7 @@ def _plain(name: str, a: Array) -> Array:
     elif array_api_compat.is_torch_array(a):
         torch = sys.modules["torch"]
         plain = kind in (torch.Tensor, torch.nn.Parameter) and a.layout is torch.strided
+        plain = plain and not a.is_nested
     elif array_api_compat.is_cupy_array(a):
         plain = kind is sys.modules["cupy"].ndarray
     elif array_api_compat.is_dask_array(a):
