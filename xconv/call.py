@@ -174,8 +174,9 @@ class Call:
             out = xp.empty(shape, dtype=dtype_of(xp, types.result))
             view = layout.grouped(xp, out, result, geom.G, self.batched)
             grouped, bias = operands()
-            run = blocks.forward if name == "forward" else cells.grad_input
-            run(setup, grouped, view, geom, bias)
+            if not self._by_cudnn(name, setup, grouped, view, geom, bias):
+                run = blocks.forward if name == "forward" else cells.grad_input
+                run(setup, grouped, view, geom, bias)
             return out
 
         def evaluate(setup: Setup) -> Array:
@@ -232,10 +233,13 @@ class Call:
             out = xp.empty(shape, dtype=dtype_of(xp, types.result))
             view = layout.grouped_weights(xp, out, axes, geom.G, lead)
             operands, each = split()
-            for i, pair in enumerate(each if geom.N else ()):
-                blocks.grad_weight(setup, *pair, view[:, i], geom.per_sample())
-            if not lead:
-                blocks.grad_weight(setup, *operands, view, geom)
+            parts = [(*operands, view, geom)]
+            if lead:
+                one = geom.per_sample()
+                parts = [(*pair, view[:, i], one) for i, pair in enumerate(each if geom.N else ())]
+            for part in parts:
+                if not self._by_cudnn("grad_weight", setup, *part):
+                    blocks.grad_weight(setup, *part)
             return out
 
         def evaluate(setup: Setup) -> Array:
@@ -275,6 +279,20 @@ class Call:
                 return write(Setup(task, conjugate, 1))
             with workers.available() as threads:
                 return write(Setup(task, conjugate, threads))
+
+    def _by_cudnn(self, name: str, setup: Setup, *arguments: Any) -> bool:
+        """Let cuDNN do a contraction where the choice is so; return whether it has done it."""
+        if not choice.whole(setup.task, self.geom):
+            return False
+        from . import cudnn  # imports cuDNN
+
+        try:
+            getattr(cudnn, name)(setup, *arguments)
+        except Refusal:
+            if self.method == "cudnn":
+                raise
+            return False
+        return True
 
     def bias_grad(self, dy: Array, axes: Axes) -> Array:
         """Sum dy over samples and positions."""

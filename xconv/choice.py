@@ -3,7 +3,7 @@
 An algorithm is a module with the functions of `Algorithm`, on padded blocks in the form of
 `layout`. There is no `grad_input` among them: at each phase of the stride it is a `forward` with
 the weights mirrored (see `Geometry.phases`), or products first for all of them (`scatter`). A new
-method is a new module and a line here.
+method is a new module and a line here. Only cuDNN takes contractions whole, and cuts by itself.
 
 "auto" takes the least estimated time among the methods whose plan fits the workspace. Estimates
 are the sums of `costs`, in nanoseconds on one core; they depend on shapes, dtype and the kind of
@@ -13,6 +13,7 @@ library alone.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Hashable
 from functools import lru_cache
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 from . import depthwise, fft, plan, pointwise, taps, windows, winograd
 from .errors import Refusal
 from .geometry import Geometry, Ints, Window, named
-from .namespace import COMPLEX, INTEGER, Array, Namespace, in_place, itemsize, on_gpu
+from .namespace import COMPLEX, INTEGER, REAL, Array, Namespace, in_place, itemsize, on_gpu
 from .plan import Limits, Plan
 
 
@@ -59,6 +60,8 @@ METHODS: dict[str, Algorithm] = {
     "winograd": winograd,
     "fft": fft,
 }
+# The methods that let cuDNN do what it can. No GPU has measured it yet: then "auto" may stand here.
+CUDNN = ("cudnn",)
 
 # Nanoseconds on one core of AMD EPYCs (Zen 3 and Zen 4) with NumPy 2.4's OpenBLAS, float32,
 # November 2026; fitted to the suite of `xconv.bench`. What counts is their ratios.
@@ -108,7 +111,35 @@ class Task(NamedTuple):
 
 def checked_method(method: object) -> str:
     """Return the name of a known method."""
-    return named(method, "method", ("auto", *METHODS))
+    return named(method, "method", ("auto", *METHODS, "cudnn"))
+
+
+@lru_cache(maxsize=256)
+def whole(task: Task, geom: Geometry) -> bool:
+    """Whether cuDNN takes the contractions, whole; a method named "cudnn" is refused if not."""
+    if task.method not in CUDNN:
+        return False
+    reason = _without_cudnn(task, geom)
+    if reason is not None and task.method == "cudnn":
+        raise reason
+    return reason is None
+
+
+def _without_cudnn(task: Task, geom: Geometry) -> Refusal | None:
+    """Return why cuDNN cannot take a contraction, None if it can."""
+    if not on_gpu(task.xp):
+        name = task.xp.__name__.removeprefix("array_api_compat.")
+        return Refusal("CuPy arrays, or another method", f"method 'cudnn', {name} arrays", TypeError)
+    if task.result not in REAL or task.compute not in REAL:
+        rule = "real floating arrays, or another method"
+        return Refusal(rule, f"method 'cudnn', result {task.result}", TypeError)
+    if geom.rank > 3:
+        rule = "at most 3 spatial axes, or another method"
+        return Refusal(rule, f"method 'cudnn', {geom.rank} spatial axes")
+    if importlib.util.find_spec("cudnn") is None:
+        rule = "the package nvidia-cudnn-frontend (extras cuda12 and cuda13), or another method"
+        return Refusal(rule, "method 'cudnn' without a module cudnn")
+    return None
 
 
 @lru_cache(maxsize=256)

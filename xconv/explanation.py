@@ -192,6 +192,9 @@ def _steps(task: Task, call: Call, contraction: str) -> Iterator[Step]:
     geom = call.geom
     if 0 in (geom.N, geom.C, geom.K, *geom.I):
         return
+    if choice.whole(task, geom):
+        yield Step("cudnn", 1, 0, 0, {})
+        return
     if not in_place(task.xp):
         pieces = [geom]
         if contraction == "grad_input":

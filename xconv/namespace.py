@@ -174,6 +174,23 @@ def current(a: Array) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+def address(a: Array) -> int:
+    """Return where the first element of a CuPy array is in the device's memory."""
+    return int(a.data.ptr)
+
+
+def queue() -> tuple[int, int]:
+    """Return CuPy's current device and stream, as the numbers that CUDA knows them by."""
+    cuda = sys.modules["cupy"].cuda
+    return cuda.runtime.getDevice(), cuda.get_current_stream().ptr
+
+
+def allows_tf32() -> bool:
+    """Whether CuPy may round float32 to 19 bits in products: CUPY_TF32, or its compute type."""
+    core = sys.modules["cupy"]._core
+    return bool(core.get_compute_type("float32") == core._routines_linalg.COMPUTE_TYPE_TF32)
+
+
 def quiet() -> contextlib.AbstractContextManager[Any]:
     """Silence NumPy's warnings: NaN, infinity and rounding are results like any other."""
     return np.errstate(all="ignore")

@@ -210,13 +210,18 @@ def read(xp: Namespace, x: Array, how: Reading, name: str) -> Array:
     if how.inside is not None and x.dtype == dtype:
         return x[how.inside]
     block = scratch(xp, how.shape, dtype)
+    fill(x, how, block)
+    return block
+
+
+def fill(x: Array, how: Reading, block: Array) -> None:
+    """Write a box of padded coordinates to an array of its shape."""
     if how.zeros:  # one long call: under everything, not at each side
         block[...] = 0
     if how.inside is not None:
         block[...] = x[how.inside]
     for there, here in how.copies:
         block[there] = x[here]
-    return block
 
 
 def pad(xp: Namespace, x: Array, geom: Geometry, start: Ints, stop: Ints) -> Array:

@@ -1,0 +1,412 @@
+"""The three contractions by NVIDIA's cuDNN: CuPy arrays, whole.
+
+cuDNN picks an algorithm and cuts the work by itself, so this stands beside `blocks` and `cells`,
+with their three functions. It is given what all of its engines take: compact arrays of one dtype,
+channels first or last, and as many zeros before as after each axis. Every other padding is a step
+before or after, as elsewhere (`padding`).
+
+Only engines are taken that give the same bits each time, that shorten neither numbers nor sums,
+and in which a NaN reaches just what reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import cudnn
+
+from . import padding
+from .blocks import Pair, Setup
+from .errors import Refusal
+from .geometry import SPATIAL, Geometry, Ints, along
+from .namespace import (
+    Array,
+    Namespace,
+    address,
+    allows_tf32,
+    dtype_name,
+    dtype_of,
+    itemsize,
+    queue,
+)
+from .padding import Reading
+
+TYPES = {"float16": "HALF", "bfloat16": "BFLOAT16", "float32": "FLOAT", "float64": "DOUBLE"}
+ALIGNED = 16  # bytes: engines read several numbers at once
+LARGEST = 2**31  # elements: engines count in 32 bits
+AVOIDED = (
+    "NONDETERMINISTIC",
+    "DOWN_CONVERT_INPUTS",
+    "REDUCED_PRECISION_REDUCTION",
+    "FFT",
+    "WINOGRAD",
+    "WINOGRAD_TILE_4x4",
+    "WINOGRAD_TILE_6x6",
+    "WINOGRAD_TILE_13x13",
+)
+# The graph's name of each operand, and which array is the result.
+OPERATIONS = {
+    "conv_fprop": ({"x": "image", "w": "weight"}, "y"),
+    "conv_dgrad": ({"y": "loss", "w": "filter"}, "x"),
+    "conv_wgrad": ({"x": "image", "y": "loss"}, "w"),
+}
+
+
+def forward(
+    setup: Setup, pairs: Sequence[Pair], y: Array, geom: Geometry, bias: Array | None = None
+) -> None:
+    """dT/dg: write the sum of the convolutions of each x with its w, plus bias, to y."""
+    if 0 in y.shape:
+        return
+    operands = [{"x": x, "w": w} for x, w in pairs if geom.C]
+    direct = len(operands) == 1 and bias is None
+    _store(_total(setup, "conv_fprop", geom, operands, y, direct), y, bias)
+
+
+def grad_input(
+    setup: Setup, pairs: Sequence[Pair], dx: Array, geom: Geometry, bias: Array | None = None
+) -> None:
+    """dT/dx: write the sum of the input gradients of each g and its w, plus bias, to dx."""
+    if 0 in dx.shape:
+        return
+    operands = [{"y": g, "w": w} for g, w in pairs if geom.K]
+    direct = len(operands) == 1 and bias is None and geom.padding_mode == "zeros"
+    total = _total(setup, "conv_dgrad", geom, operands, dx, direct)
+    if total is not None and plain(geom)[1] is not None:
+        total = _unpadded(setup.xp, total, geom)
+    _store(total, dx, bias)
+
+
+def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> None:
+    """dT/dw: write the gradient of the weights to dw."""
+    if 0 in dw.shape:
+        return
+    operands = [{"x": x, "y": g}] if geom.N else []
+    _store(_total(setup, "conv_wgrad", geom, operands, dw, True), dw, None)
+
+
+def _store(total: Array | None, result: Array, bias: Array | None) -> None:
+    """Write a total, None for zero, plus bias; it may be the result itself."""
+    if total is None:
+        result[...] = 0 if bias is None else bias
+        return
+    if bias is not None:
+        total += bias
+    if total is not result:
+        result[...] = total
+
+
+def _total(
+    setup: Setup,
+    operation: str,
+    geom: Geometry,
+    operands: Sequence[dict[str, Array]],
+    result: Array,
+    direct: bool,
+) -> Array | None:
+    """Return a sum of contractions, in the result itself if that can be; None for no terms.
+
+    ``direct`` says that the sum is the result: then 16-bit floats are given and returned as such,
+    and only cuDNN rounds them.
+    """
+    arrays = [result, *(a for pair in operands for a in pair.values())]
+    names = {dtype_name(a.dtype) for a in arrays}
+    dtype = setup.compute
+    if direct and dtype == "float32" and len(names) == 1:
+        dtype = names.pop()
+    total = None
+    for pair in operands:
+        term = _contraction(setup, operation, geom, dtype, pair, result if total is None else None)
+        total = term if total is None else total + term
+    return total
+
+
+def _contraction(
+    setup: Setup,
+    operation: str,
+    geom: Geometry,
+    dtype: str,
+    operands: dict[str, Array],
+    result: Array | None,
+) -> Array:
+    """Return one contraction, in `result` if that can be."""
+    geom, how = plain(geom)
+    data = next(iter(operands.values()))
+    last = not _compact(data, data_order(geom.rank, False))
+    last = last and _compact(data, data_order(geom.rank, True))
+    orders = {"x": data_order(geom.rank, last), "w": weight_order(geom.rank, last)}
+    orders["y"] = orders["x"]
+    shapes = {
+        "x": (geom.G, geom.c, geom.N, *geom.I),
+        "w": (geom.G, geom.k, geom.c, *geom.W),
+        "y": (geom.G, geom.k, geom.N, *geom.O),
+    }
+    memory = _Memory(setup.xp, dtype, setup.limits.workspace)
+    arrays = {
+        name: memory.ready(a, shapes[name], orders[name], how if name == "x" else None)
+        for name, a in operands.items()
+    }
+    into = OPERATIONS[operation][1]
+    arrays[into] = memory.place(result, shapes[into], orders[into])
+    problem = Problem(
+        operation,
+        geom,
+        dtype,
+        setup.compute,
+        last,
+        dtype == "float32" and allows_tf32(),
+        memory.left,
+    )
+    run(setup.xp, problem, arrays)
+    return arrays[into]
+
+
+# ---------------------------------------------------------------- padding, before and after
+
+
+@lru_cache(maxsize=256)
+def plain(geom: Geometry) -> tuple[Geometry, Reading | None]:
+    """Return the convolution with padding that cuDNN has, and how x is read for it before.
+
+    None: as it is. Padding that differs between two sides is none of cuDNN's: it is silently wrong
+    in some engines, and unknown to others.
+    """
+    if geom.padding_mode == "zeros" and all(_even(geom, a) for a in range(geom.rank)):
+        return geom, None
+    zero = (0,) * geom.rank
+    start, stop = geom.reads(zero, geom.O, zero, geom.W)
+    everything = (slice(0, geom.G), slice(0, geom.c), slice(0, geom.N))
+    inner = dataclasses.replace(
+        geom,
+        I=tuple(b - a for a, b in zip(start, stop, strict=True)),
+        padding=((0, 0),) * geom.rank,
+        padding_mode="zeros",
+    )
+    return inner, padding.reading(geom, everything, start, stop)
+
+
+def _even(geom: Geometry, axis: int) -> bool:
+    """Whether the zeros before an axis, as many behind it, give the same outputs."""
+    I, low = geom.I[axis], geom.padding[axis][0]
+    reach = geom.dilation[axis] * (geom.W[axis] - 1)
+    outputs = (I + 2 * low - reach - 1) // geom.stride[axis] + 1
+    return I > 0 and 0 <= low <= reach and outputs == geom.O[axis]
+
+
+def _unpadded(xp: Namespace, dx: Array, geom: Geometry) -> Array:
+    """Return the gradient of the input, from that of the padded coordinates that are read."""
+    for a in range(geom.rank):
+        start, stop = padding.extent(geom, a)
+        begin, end = geom.read_range(a)
+        first = min(max(begin, start), stop)
+        last = max(min(end, stop), first)
+        dx = dx[along(SPATIAL + a, slice(first - begin, last - begin))]
+        dx = padding.embedded(xp, dx, SPATIAL + a, first - start, stop - last)
+    return padding.unpad(xp, dx, geom)
+
+
+# ---------------------------------------------------------------- arrays as cuDNN takes them
+
+
+def data_order(rank: int, last: bool) -> Ints:
+    """Return the axes of (G, c, N, *L), the innermost in memory last: (N, C, *L) or (N, *L, C)."""
+    spatial = tuple(range(SPATIAL, SPATIAL + rank))
+    return (2, *spatial, 0, 1) if last else (2, 0, 1, *spatial)
+
+
+def weight_order(rank: int, last: bool) -> Ints:
+    """Return the axes of (G, k, c, *W), the innermost in memory last: (K, c, *W) or (K, *W, c)."""
+    spatial = tuple(range(SPATIAL, SPATIAL + rank))
+    return (0, 1, *spatial, 2) if last else (0, 1, 2, *spatial)
+
+
+def _compact(a: Array, order: Ints) -> bool:
+    """Whether the elements are next to each other in this order, and begin where engines read."""
+    expected = a.itemsize
+    for axis in reversed(order):
+        if a.shape[axis] > 1 and a.strides[axis] != expected:
+            return False
+        expected *= a.shape[axis]
+    return address(a) % ALIGNED == 0
+
+
+class _Memory:
+    """Memory for the copies of one contraction: compact arrays of one dtype."""
+
+    def __init__(self, xp: Namespace, dtype: str, limit: int) -> None:
+        self.xp, self.dtype, self.limit = xp, dtype, limit
+        self.left = limit
+
+    def ready(self, a: Array, shape: Ints, order: Ints, how: Reading | None) -> Array:
+        """Return an operand, read as `how` says, compact in this order: itself or a copy."""
+        if how is None and dtype_name(a.dtype) == self.dtype and _compact(a, order):
+            return a
+        copy = self.fresh(shape, order)
+        if how is None:
+            copy[...] = a
+        else:
+            padding.fill(a, how, copy)
+        return copy
+
+    def place(self, a: Array | None, shape: Ints, order: Ints) -> Array:
+        """Return `a` if a result of this shape can be written there, or fresh memory."""
+        if a is not None and a.shape == shape and dtype_name(a.dtype) == self.dtype:
+            if _compact(a, order):
+                return a
+        return self.fresh(shape, order)
+
+    def fresh(self, shape: Ints, order: Ints) -> Array:
+        """Return an array of this shape, compact in this order."""
+        size = math.prod(shape) * itemsize(self.dtype)
+        if size > self.left:
+            raise Refusal(
+                "max_workspace to hold the copies that cuDNN needs",
+                f"max_workspace {self.limit} bytes, needed {self.limit - self.left + size} bytes",
+            )
+        self.left -= size
+        memory = self.xp.empty(
+            tuple(shape[axis] for axis in order), dtype=dtype_of(self.xp, self.dtype)
+        )
+        return self.xp.permute_dims(memory, tuple(order.index(axis) for axis in range(len(order))))
+
+
+# ---------------------------------------------------------------- graphs, plans and execution
+
+
+class Problem(NamedTuple):
+    """What a plan depends on, besides the device.
+
+    ``dtype`` is that of the arrays, ``compute`` that of the sums, ``last`` whether channels are
+    last in memory, ``workspace`` the bytes that an engine may take.
+    """
+
+    operation: str
+    geom: Geometry
+    dtype: str
+    compute: str
+    last: bool
+    tf32: bool
+    workspace: int
+
+    def tensors(self) -> dict[str, tuple[list[int], list[int]]]:
+        """Return sizes and strides of x, w and y; one spatial axis has a unit axis before it."""
+        geom = self.geom
+        shapes = {
+            "x": (geom.N, geom.C, *geom.I),
+            "w": (geom.K, geom.c, *geom.W),
+            "y": (geom.N, geom.K, *geom.O),
+        }
+        return {name: _tensor(shape, self.last) for name, shape in shapes.items()}
+
+
+class Plan(NamedTuple):
+    """A graph that can be executed, its tensors, and the bytes that its engine takes."""
+
+    graph: Any
+    tensors: dict[str, Any]
+    workspace: int
+
+
+def _tensor(shape: Ints, last: bool) -> tuple[list[int], list[int]]:
+    """Return sizes and strides of a compact (N, C, *L), or (N, *L, C) in memory."""
+    sizes = [*shape[:2], *_axes(1, shape[2:])]
+    strides, step = [0] * len(sizes), 1
+    for axis in (1, *range(len(sizes) - 1, 1, -1), 0) if last else reversed(range(len(sizes))):
+        strides[axis] = step
+        step *= sizes[axis]
+    return sizes, strides
+
+
+def _axes(unit: int, values: Ints) -> list[int]:
+    """Return one value per axis, of two at least."""
+    return [unit] * (len(values) == 1) + list(values)
+
+
+def graph_of(problem: Problem, handle: int) -> tuple[Any, dict[str, Any]]:
+    """Return the graph of one operation, and its tensors."""
+    geom, compute = problem.geom, _type(problem.compute)
+    graph = cudnn.pygraph(
+        handle=handle,
+        io_data_type=_type(problem.dtype),
+        intermediate_data_type=compute,
+        compute_data_type=compute,
+    )
+    operands, into = OPERATIONS[problem.operation]
+    sizes = problem.tensors()
+    tensors = {
+        name: graph.tensor(
+            name=name, dim=sizes[name][0], stride=sizes[name][1], data_type=_type(problem.dtype)
+        )
+        for name in operands
+    }
+    pads = _axes(0, tuple(low for low, _ in geom.padding))
+    result = getattr(graph, problem.operation)(
+        **{operands[name]: tensor for name, tensor in tensors.items()},
+        pre_padding=pads,
+        post_padding=pads,
+        stride=_axes(1, geom.stride),
+        dilation=_axes(1, geom.dilation),
+        compute_data_type=compute,
+    )
+    result.set_output(True)
+    result.set_dim(sizes[into][0])
+    result.set_stride(sizes[into][1])
+    result.set_data_type(_type(problem.dtype))
+    graph.validate()
+    return graph, {**tensors, into: result}
+
+
+def _type(name: str) -> Any:
+    return getattr(cudnn.data_type, TYPES[name])
+
+
+@lru_cache(maxsize=None)
+def _handle(device: int) -> int:
+    """Return cuDNN's handle of the current device."""
+    return int(cudnn.create_handle())
+
+
+@lru_cache(maxsize=256)
+def _plan(device: int, problem: Problem) -> Plan:
+    """Choose an engine by cuDNN's own estimates."""
+    avoided = AVOIDED
+    if problem.dtype == "float32" and not problem.tf32:
+        avoided += ("TENSOR_CORE",)  # which round float32 to 19 bits
+    try:
+        graph, tensors = graph_of(problem, _handle(device))
+        graph.build_operation_graph()
+        graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+        graph.deselect_numeric_notes([getattr(cudnn.numerical_note, note) for note in avoided])
+        graph.deselect_workspace_greater_than(problem.workspace)
+        graph.check_support()
+        graph.build_plans()
+    except cudnn.cudnnGraphNotSupportedError as error:
+        reason = " ".join(str(error).split())
+        raise Refusal(
+            "a convolution for which cuDNN has a deterministic engine within max_workspace",
+            f"{problem.operation} {problem.geom}, {problem.dtype}, {problem.workspace} bytes left, "
+            f"cuDNN {cudnn.backend_version()}: {reason}",
+        ) from None
+    return Plan(graph, tensors, graph.get_workspace_size())
+
+
+_lock = threading.Lock()  # a handle is for one thread at a time
+
+
+def run(xp: Namespace, problem: Problem, arrays: dict[str, Array]) -> None:
+    """Contract arrays x, w and y as the problem says, on the current device and stream."""
+    largest = max(math.prod(sizes) for sizes, _ in problem.tensors().values())
+    if largest >= LARGEST:
+        raise Refusal(f"arrays of less than {LARGEST} elements for cuDNN", f"{largest} elements")
+    device, stream = queue()
+    with _lock:
+        plan = _plan(device, problem)
+        workspace = xp.empty(max(plan.workspace, 1), dtype=dtype_of(xp, "uint8"))
+        cudnn.set_stream(handle=_handle(device), stream=stream)
+        buffers = {plan.tensors[name]: address(a) for name, a in arrays.items()}
+        plan.graph.execute(buffers, address(workspace), handle=_handle(device))
