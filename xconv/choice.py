@@ -114,31 +114,30 @@ def checked_method(method: object) -> str:
     return named(method, "method", ("auto", *METHODS, "cudnn"))
 
 
-@lru_cache(maxsize=256)
 def whole(task: Task, geom: Geometry) -> bool:
     """Whether cuDNN takes the contractions, whole; a method named "cudnn" is refused if not."""
     if task.method not in CUDNN:
         return False
     reason = _without_cudnn(task, geom)
     if reason is not None and task.method == "cudnn":
-        raise reason
+        raise Refusal(*reason)
     return reason is None
 
 
-def _without_cudnn(task: Task, geom: Geometry) -> Refusal | None:
-    """Return why cuDNN cannot take a contraction, None if it can."""
+@lru_cache(maxsize=256)
+def _without_cudnn(task: Task, geom: Geometry) -> tuple[str, str, type[Exception]] | None:
+    """Return the rule that keeps a contraction from cuDNN and what breaks it; None: it can do it."""
+    other, got = "or another method", "method 'cudnn', "
     if not on_gpu(task.xp):
         name = task.xp.__name__.removeprefix("array_api_compat.")
-        return Refusal("CuPy arrays, or another method", f"method 'cudnn', {name} arrays", TypeError)
+        return f"CuPy arrays, {other}", f"{got}{name} arrays", TypeError
     if task.result not in REAL or task.compute not in REAL:
-        rule = "real floating arrays, or another method"
-        return Refusal(rule, f"method 'cudnn', result {task.result}", TypeError)
+        return f"real floating arrays, {other}", f"{got}result {task.result}", TypeError
     if geom.rank > 3:
-        rule = "at most 3 spatial axes, or another method"
-        return Refusal(rule, f"method 'cudnn', {geom.rank} spatial axes")
+        return f"at most 3 spatial axes, {other}", f"{got}{geom.rank} spatial axes", ValueError
     if importlib.util.find_spec("cudnn") is None:
-        rule = "the package nvidia-cudnn-frontend (extras cuda12 and cuda13), or another method"
-        return Refusal(rule, "method 'cudnn' without a module cudnn")
+        package = "the package nvidia-cudnn-frontend (extras cuda12 and cuda13 of xconv)"
+        return f"{package}, {other}", f"{got}no module of the name cudnn", ValueError
     return None
 
 
@@ -227,6 +226,8 @@ def _winograd_applies(geom: Geometry) -> bool:
 
 def check_applies(task: Task, geom: Geometry) -> None:
     """Refuse what a method that is named cannot do."""
+    if task.method == "cudnn":
+        whole(task, geom)
     if task.result in INTEGER and task.method in ("winograd", "fft"):
         rule = "floating or complex arrays, or another method"
         raise Refusal(rule, f"method {task.method!r}, result {task.result}", TypeError)

@@ -1,8 +1,8 @@
 """The three contractions by NVIDIA's cuDNN: CuPy arrays, whole.
 
 cuDNN picks an algorithm and cuts the work by itself, so this stands beside `blocks` and `cells`,
-with their three functions. It is given what all of its engines take: compact arrays of one dtype,
-channels first or last, and as many zeros before as after each axis. Every other padding is a step
+with their three functions. It is given what its engines take: compact arrays of one dtype, channels
+first or last, and zeros around them, fewer than a kernel reaches. Every other padding is a step
 before or after, as elsewhere (`padding`).
 
 Only engines are taken that give the same bits each time, that shorten neither numbers nor sums,
@@ -49,7 +49,7 @@ AVOIDED = (
     "WINOGRAD_TILE_6x6",
     "WINOGRAD_TILE_13x13",
 )
-# The graph's name of each operand, and which array is the result.
+# What the graph calls each operand, and which array is the result.
 OPERATIONS = {
     "conv_fprop": ({"x": "image", "w": "weight"}, "y"),
     "conv_dgrad": ({"y": "loss", "w": "filter"}, "x"),
@@ -63,9 +63,10 @@ def forward(
     """dT/dg: write the sum of the convolutions of each x with its w, plus bias, to y."""
     if 0 in y.shape:
         return
-    operands = [{"x": x, "w": w} for x, w in pairs if geom.C]
-    direct = len(operands) == 1 and bias is None
-    _store(_total(setup, "conv_fprop", geom, operands, y, direct), y, bias)
+    terms = [{"x": x, "w": w} for x, w in pairs if geom.C]
+    if len(terms) == 1 and bias is not None:
+        terms[0]["b"], bias = bias, None
+    _store(_total(setup, "conv_fprop", geom, terms, y, len(terms) == 1), y, bias)
 
 
 def grad_input(
@@ -74,10 +75,14 @@ def grad_input(
     """dT/dx: write the sum of the input gradients of each g and its w, plus bias, to dx."""
     if 0 in dx.shape:
         return
-    operands = [{"y": g, "w": w} for g, w in pairs if geom.K]
-    direct = len(operands) == 1 and bias is None and geom.padding_mode == "zeros"
-    total = _total(setup, "conv_dgrad", geom, operands, dx, direct)
-    if total is not None and plain(geom)[1] is not None:
+    terms = [{"y": g, "w": w} for g, w in pairs if geom.K]
+    direct = len(terms) == 1 and bias is None and geom.padding_mode == "zeros"
+    padded = plain(geom)[1] is not None
+    if padded:  # a third for the gradient of the padded input, two for what is done with that
+        third = setup.limits._replace(workspace=setup.limits.workspace // 3)
+        setup = setup._replace(task=setup.task._replace(limits=third))
+    total = _total(setup, "conv_dgrad", geom, terms, dx, direct)
+    if padded and total is not None:
         total = _unpadded(setup.xp, total, geom)
     _store(total, dx, bias)
 
@@ -86,12 +91,12 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
     """dT/dw: write the gradient of the weights to dw."""
     if 0 in dw.shape:
         return
-    operands = [{"x": x, "y": g}] if geom.N else []
-    _store(_total(setup, "conv_wgrad", geom, operands, dw, True), dw, None)
+    terms = [{"x": x, "y": g}] if geom.N else []
+    _store(_total(setup, "conv_wgrad", geom, terms, dw, len(terms) == 1), dw)
 
 
-def _store(total: Array | None, result: Array, bias: Array | None) -> None:
-    """Write a total, None for zero, plus bias; it may be the result itself."""
+def _store(total: Array | None, result: Array, bias: Array | None = None) -> None:
+    """Write a total, None for zero, plus bias; the total may be the result already."""
     if total is None:
         result[...] = 0 if bias is None else bias
         return
@@ -105,24 +110,25 @@ def _total(
     setup: Setup,
     operation: str,
     geom: Geometry,
-    operands: Sequence[dict[str, Array]],
+    terms: Sequence[dict[str, Array]],
     result: Array,
     direct: bool,
 ) -> Array | None:
     """Return a sum of contractions, in the result itself if that can be; None for no terms.
 
-    ``direct`` says that the sum is the result: then 16-bit floats are given and returned as such,
-    and only cuDNN rounds them.
+    ``direct`` says that nothing is added to the one term. Then 16-bit floats are given as they
+    are, and cuDNN sums them in float32 and rounds them. Others are summed in what they are given.
     """
-    arrays = [result, *(a for pair in operands for a in pair.values())]
-    names = {dtype_name(a.dtype) for a in arrays}
-    dtype = setup.compute
-    if direct and dtype == "float32" and len(names) == 1:
-        dtype = names.pop()
+    dtype, own = setup.compute, dtype_name(result.dtype)
+    if direct and dtype == "float32":  # a bias is of few numbers, and fits the result's dtype
+        given = {dtype_name(a.dtype) for name, a in terms[0].items() if name != "b"}
+        dtype = own if given == {own} else dtype
     total = None
-    for pair in operands:
-        term = _contraction(setup, operation, geom, dtype, pair, result if total is None else None)
-        total = term if total is None else total + term
+    for term in terms:
+        if total is None:
+            total = _contraction(setup, operation, geom, dtype, term, result)
+        else:
+            total += _contraction(setup, operation, geom, dtype, term, None)
     return total
 
 
@@ -136,33 +142,30 @@ def _contraction(
 ) -> Array:
     """Return one contraction, in `result` if that can be."""
     geom, how = plain(geom)
+    rank = geom.rank
     data = next(iter(operands.values()))
-    last = not _compact(data, data_order(geom.rank, False))
-    last = last and _compact(data, data_order(geom.rank, True))
-    orders = {"x": data_order(geom.rank, last), "w": weight_order(geom.rank, last)}
-    orders["y"] = orders["x"]
+    last = not _compact(data, data_order(rank, False)) and _compact(data, data_order(rank, True))
     shapes = {
         "x": (geom.G, geom.c, geom.N, *geom.I),
         "w": (geom.G, geom.k, geom.c, *geom.W),
         "y": (geom.G, geom.k, geom.N, *geom.O),
+        "b": (geom.G, geom.k, 1, *(1,) * rank),
     }
-    memory = _Memory(setup.xp, dtype, setup.limits.workspace)
+    orders = dict.fromkeys("xyb", data_order(rank, last)) | {"w": weight_order(rank, last)}
+    memory = _Memory(setup, dtype)
     arrays = {
         name: memory.ready(a, shapes[name], orders[name], how if name == "x" else None)
         for name, a in operands.items()
     }
     into = OPERATIONS[operation][1]
     arrays[into] = memory.place(result, shapes[into], orders[into])
-    problem = Problem(
-        operation,
-        geom,
-        dtype,
-        setup.compute,
-        last,
-        dtype == "float32" and allows_tf32(),
-        memory.left,
+    tf32 = dtype == "float32" and allows_tf32()
+    bias = "b" in operands
+    run(
+        setup.xp,
+        Problem(operation, geom, dtype, setup.compute, last, bias, tf32, memory.left),
+        arrays,
     )
-    run(setup.xp, problem, arrays)
     return arrays[into]
 
 
@@ -171,13 +174,10 @@ def _contraction(
 
 @lru_cache(maxsize=256)
 def plain(geom: Geometry) -> tuple[Geometry, Reading | None]:
-    """Return the convolution with padding that cuDNN has, and how x is read for it before.
-
-    None: as it is. Padding that differs between two sides is none of cuDNN's: it is silently wrong
-    in some engines, and unknown to others.
-    """
-    if geom.padding_mode == "zeros" and all(_even(geom, a) for a in range(geom.rank)):
-        return geom, None
+    """Return a convolution with padding that cuDNN has, and how x is read for it: None, as it is."""
+    zeros = tuple(_zeros(geom, a) for a in range(geom.rank))
+    if None not in zeros:
+        return dataclasses.replace(geom, padding=zeros), None
     zero = (0,) * geom.rank
     start, stop = geom.reads(zero, geom.O, zero, geom.W)
     everything = (slice(0, geom.G), slice(0, geom.c), slice(0, geom.N))
@@ -190,12 +190,15 @@ def plain(geom: Geometry) -> tuple[Geometry, Reading | None]:
     return inner, padding.reading(geom, everything, start, stop)
 
 
-def _even(geom: Geometry, axis: int) -> bool:
-    """Whether the zeros before an axis, as many behind it, give the same outputs."""
-    I, low = geom.I[axis], geom.padding[axis][0]
+def _zeros(geom: Geometry, axis: int) -> tuple[int, int] | None:
+    """Return zeros before and after an axis from which its outputs come; None: there are none."""
+    I, s, low = geom.I[axis], geom.stride[axis], geom.padding[axis][0]
     reach = geom.dilation[axis] * (geom.W[axis] - 1)
-    outputs = (I + 2 * low - reach - 1) // geom.stride[axis] + 1
-    return I > 0 and 0 <= low <= reach and outputs == geom.O[axis]
+    high = max(s * (geom.O[axis] - 1) + reach + 1 - low - I, 0)
+    fits = (low + I + high - reach - 1) // s + 1 == geom.O[axis]
+    if geom.padding_mode == "zeros" and I and fits and 0 <= low <= reach and high <= reach:
+        return low, high
+    return None
 
 
 def _unpadded(xp: Namespace, dx: Array, geom: Geometry) -> Array:
@@ -238,9 +241,9 @@ def _compact(a: Array, order: Ints) -> bool:
 class _Memory:
     """Memory for the copies of one contraction: compact arrays of one dtype."""
 
-    def __init__(self, xp: Namespace, dtype: str, limit: int) -> None:
-        self.xp, self.dtype, self.limit = xp, dtype, limit
-        self.left = limit
+    def __init__(self, setup: Setup, dtype: str) -> None:
+        self.xp, self.dtype = setup.xp, dtype
+        self.limit = self.left = setup.limits.workspace
 
     def ready(self, a: Array, shape: Ints, order: Ints, how: Reading | None) -> Array:
         """Return an operand, read as `how` says, compact in this order: itself or a copy."""
@@ -290,16 +293,18 @@ class Problem(NamedTuple):
     dtype: str
     compute: str
     last: bool
+    bias: bool
     tf32: bool
     workspace: int
 
     def tensors(self) -> dict[str, tuple[list[int], list[int]]]:
-        """Return sizes and strides of x, w and y; one spatial axis has a unit axis before it."""
+        """Return sizes and strides of x, w, y and the bias b."""
         geom = self.geom
         shapes = {
             "x": (geom.N, geom.C, *geom.I),
             "w": (geom.K, geom.c, *geom.W),
             "y": (geom.N, geom.K, *geom.O),
+            "b": (1, geom.K, *(1,) * geom.rank),
         }
         return {name: _tensor(shape, self.last) for name, shape in shapes.items()}
 
@@ -323,12 +328,12 @@ def _tensor(shape: Ints, last: bool) -> tuple[list[int], list[int]]:
 
 
 def _axes(unit: int, values: Ints) -> list[int]:
-    """Return one value per axis, of two at least."""
+    """Return one value per axis; a lone axis has a unit axis before it, as cuDNN has two or three."""
     return [unit] * (len(values) == 1) + list(values)
 
 
-def graph_of(problem: Problem, handle: int) -> tuple[Any, dict[str, Any]]:
-    """Return the graph of one operation, and its tensors."""
+def graph_of(problem: Problem, handle: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the graph of one operation, and of a bias after it, and its tensors."""
     geom, compute = problem.geom, _type(problem.compute)
     graph = cudnn.pygraph(
         handle=handle,
@@ -338,25 +343,26 @@ def graph_of(problem: Problem, handle: int) -> tuple[Any, dict[str, Any]]:
     )
     operands, into = OPERATIONS[problem.operation]
     sizes = problem.tensors()
-    tensors = {
-        name: graph.tensor(
-            name=name, dim=sizes[name][0], stride=sizes[name][1], data_type=_type(problem.dtype)
-        )
-        for name in operands
-    }
-    pads = _axes(0, tuple(low for low, _ in geom.padding))
+
+    def tensor(name: str) -> Any:
+        dim, stride = sizes[name]
+        return graph.tensor(name=name, dim=dim, stride=stride, data_type=_type(problem.dtype))
+
+    tensors = {name: tensor(name) for name in operands}
     result = getattr(graph, problem.operation)(
         **{operands[name]: tensor for name, tensor in tensors.items()},
-        pre_padding=pads,
-        post_padding=pads,
+        pre_padding=_axes(0, tuple(low for low, _ in geom.padding)),
+        post_padding=_axes(0, tuple(high for _, high in geom.padding)),
         stride=_axes(1, geom.stride),
         dilation=_axes(1, geom.dilation),
         compute_data_type=compute,
     )
-    result.set_output(True)
-    result.set_dim(sizes[into][0])
-    result.set_stride(sizes[into][1])
-    result.set_data_type(_type(problem.dtype))
+    dim, stride = sizes[into]
+    if problem.bias:  # added before 16-bit floats are rounded
+        result.set_dim(dim).set_stride(stride).set_data_type(compute)
+        tensors["b"] = tensor("b")
+        result = graph.bias(name="bias", input=result, bias=tensors["b"], compute_data_type=compute)
+    result.set_output(True).set_dim(dim).set_stride(stride).set_data_type(_type(problem.dtype))
     graph.validate()
     return graph, {**tensors, into: result}
 
@@ -366,9 +372,9 @@ def _type(name: str) -> Any:
 
 
 @lru_cache(maxsize=None)
-def _handle(device: int) -> int:
+def _handle(device: int) -> Any:
     """Return cuDNN's handle of the current device."""
-    return int(cudnn.create_handle())
+    return cudnn.create_handle()
 
 
 @lru_cache(maxsize=256)
