@@ -11,12 +11,13 @@ import sys
 from importlib.machinery import ModuleSpec
 from itertools import product
 from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import backends
 import numpy as np
 import oracle
 import pytest
-from cases import CASES, CORE, TABLE
+from cases import CORE, TABLE
 from checks import Method, Trial
 
 import xconv
@@ -76,7 +77,7 @@ class Tensor:
 class Graph:
     """One operation, and a bias after it if there is one."""
 
-    made = []
+    made: ClassVar[list] = []
     engine = 64  # bytes that the only engine takes
 
     def __init__(self, *, handle, io_data_type, intermediate_data_type, compute_data_type):
@@ -192,9 +193,9 @@ def library(monkeypatch):
     monkeypatch.setattr(adapter, "allows_tf32", lambda: False)
     monkeypatch.setattr(choice, "on_gpu", lambda xp: True)
     monkeypatch.setattr(Graph, "made", [])
-    choice.whole.cache_clear()
+    choice._without_cudnn.cache_clear()
     yield fake
-    choice.whole.cache_clear()
+    choice._without_cudnn.cache_clear()
     del sys.modules["xconv.cudnn"], xconv.cudnn
 
 

@@ -36,6 +36,12 @@ from .namespace import (
 )
 from .plan import CPU, GPU, Limits
 
+BLOCKED: dict[str, Callable[..., None]] = {
+    "forward": blocks.forward,
+    "grad_input": cells.grad_input,
+    "grad_weight": blocks.grad_weight,
+}
+
 
 @dataclass(frozen=True)
 class Call:
@@ -174,9 +180,7 @@ class Call:
             out = xp.empty(shape, dtype=dtype_of(xp, types.result))
             view = layout.grouped(xp, out, result, geom.G, self.batched)
             grouped, bias = operands()
-            if not self._by_cudnn(name, setup, grouped, view, geom, bias):
-                run = blocks.forward if name == "forward" else cells.grad_input
-                run(setup, grouped, view, geom, bias)
+            self._in_place(name, setup, grouped, view, geom, bias)
             return out
 
         def evaluate(setup: Setup) -> Array:
@@ -233,13 +237,10 @@ class Call:
             out = xp.empty(shape, dtype=dtype_of(xp, types.result))
             view = layout.grouped_weights(xp, out, axes, geom.G, lead)
             operands, each = split()
-            parts = [(*operands, view, geom)]
-            if lead:
-                one = geom.per_sample()
-                parts = [(*pair, view[:, i], one) for i, pair in enumerate(each if geom.N else ())]
-            for part in parts:
-                if not self._by_cudnn("grad_weight", setup, *part):
-                    blocks.grad_weight(setup, *part)
+            for i, pair in enumerate(each if geom.N else ()):
+                self._in_place("grad_weight", setup, *pair, view[:, i], geom.per_sample())
+            if not lead:
+                self._in_place("grad_weight", setup, *operands, view, geom)
             return out
 
         def evaluate(setup: Setup) -> Array:
@@ -280,19 +281,18 @@ class Call:
             with workers.available() as threads:
                 return write(Setup(task, conjugate, threads))
 
-    def _by_cudnn(self, name: str, setup: Setup, *arguments: Any) -> bool:
-        """Let cuDNN do a contraction where the choice is so; return whether it has done it."""
-        if not choice.whole(setup.task, self.geom):
-            return False
-        from . import cudnn  # imports cuDNN
+    def _in_place(self, name: str, setup: Setup, *arguments: Any) -> None:
+        """Do a contraction where arrays are written to: whole, by cuDNN, or in blocks."""
+        if choice.whole(setup.task, self.geom):
+            from . import cudnn  # imports cuDNN
 
-        try:
-            getattr(cudnn, name)(setup, *arguments)
-        except Refusal:
-            if self.method == "cudnn":
-                raise
-            return False
-        return True
+            try:
+                getattr(cudnn, name)(setup, *arguments)
+                return
+            except Refusal:
+                if self.method == "cudnn":
+                    raise
+        BLOCKED[name](setup, *arguments)
 
     def bias_grad(self, dy: Array, axes: Axes) -> Array:
         """Sum dy over samples and positions."""

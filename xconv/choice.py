@@ -126,7 +126,7 @@ def whole(task: Task, geom: Geometry) -> bool:
 
 @lru_cache(maxsize=256)
 def _without_cudnn(task: Task, geom: Geometry) -> tuple[str, str, type[Exception]] | None:
-    """Return the rule that keeps a contraction from cuDNN and what breaks it; None: it can do it."""
+    """Return the rule that cuDNN would break, what breaks it, and the error; None: it is fine."""
     other, got = "or another method", "method 'cudnn', "
     if not on_gpu(task.xp):
         name = task.xp.__name__.removeprefix("array_api_compat.")

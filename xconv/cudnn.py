@@ -15,7 +15,7 @@ import dataclasses
 import math
 import threading
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import cudnn
@@ -174,10 +174,10 @@ def _contraction(
 
 @lru_cache(maxsize=256)
 def plain(geom: Geometry) -> tuple[Geometry, Reading | None]:
-    """Return a convolution with padding that cuDNN has, and how x is read for it: None, as it is."""
-    zeros = tuple(_zeros(geom, a) for a in range(geom.rank))
-    if None not in zeros:
-        return dataclasses.replace(geom, padding=zeros), None
+    """Return a convolution with padding that cuDNN has, and how x is read for it (None: as is)."""
+    zeros = [pair for a in range(geom.rank) if (pair := _zeros(geom, a)) is not None]
+    if len(zeros) == geom.rank:
+        return dataclasses.replace(geom, padding=tuple(zeros)), None
     zero = (0,) * geom.rank
     start, stop = geom.reads(zero, geom.O, zero, geom.W)
     everything = (slice(0, geom.G), slice(0, geom.c), slice(0, geom.N))
@@ -258,10 +258,8 @@ class _Memory:
 
     def place(self, a: Array | None, shape: Ints, order: Ints) -> Array:
         """Return `a` if a result of this shape can be written there, or fresh memory."""
-        if a is not None and a.shape == shape and dtype_name(a.dtype) == self.dtype:
-            if _compact(a, order):
-                return a
-        return self.fresh(shape, order)
+        fits = a is not None and a.shape == shape and dtype_name(a.dtype) == self.dtype
+        return a if fits and _compact(a, order) else self.fresh(shape, order)
 
     def fresh(self, shape: Ints, order: Ints) -> Array:
         """Return an array of this shape, compact in this order."""
@@ -328,7 +326,7 @@ def _tensor(shape: Ints, last: bool) -> tuple[list[int], list[int]]:
 
 
 def _axes(unit: int, values: Ints) -> list[int]:
-    """Return one value per axis; a lone axis has a unit axis before it, as cuDNN has two or three."""
+    """Return one value per axis, a unit axis before a lone one: cuDNN has two or three."""
     return [unit] * (len(values) == 1) + list(values)
 
 
@@ -371,7 +369,7 @@ def _type(name: str) -> Any:
     return getattr(cudnn.data_type, TYPES[name])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _handle(device: int) -> Any:
     """Return cuDNN's handle of the current device."""
     return cudnn.create_handle()
@@ -380,9 +378,9 @@ def _handle(device: int) -> Any:
 @lru_cache(maxsize=256)
 def _plan(device: int, problem: Problem) -> Plan:
     """Choose an engine by cuDNN's own estimates."""
-    avoided = AVOIDED
+    avoided = list(AVOIDED)
     if problem.dtype == "float32" and not problem.tf32:
-        avoided += ("TENSOR_CORE",)  # which round float32 to 19 bits
+        avoided.append("TENSOR_CORE")  # they round float32 to 19 bits
     try:
         graph, tensors = graph_of(problem, _handle(device))
         graph.build_operation_graph()
@@ -392,11 +390,11 @@ def _plan(device: int, problem: Problem) -> Plan:
         graph.check_support()
         graph.build_plans()
     except cudnn.cudnnGraphNotSupportedError as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:200]
         raise Refusal(
             "a convolution for which cuDNN has a deterministic engine within max_workspace",
-            f"{problem.operation} {problem.geom}, {problem.dtype}, {problem.workspace} bytes left, "
-            f"cuDNN {cudnn.backend_version()}: {reason}",
+            f"{problem.operation} of {problem.geom}, {problem.dtype}, max_workspace with "
+            f"{problem.workspace} bytes left, cuDNN {cudnn.backend_version()}: {reason}",
         ) from None
     return Plan(graph, tensors, graph.get_workspace_size())
 
