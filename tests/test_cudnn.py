@@ -217,3 +217,252 @@ def test_the_core_cases_in_every_dtype(library, case, dtype):
     run.forward()
     run.gradients()
     run.double_backward([(True, True, True)])
+
+
+# ---------------------------------------------------------------- what the library is given
+
+RNG = np.random.default_rng(0)
+NOTES = [
+    "NONDETERMINISTIC",
+    "DOWN_CONVERT_INPUTS",
+    "REDUCED_PRECISION_REDUCTION",
+    "FFT",
+    "WINOGRAD",
+    "WINOGRAD_TILE_4x4",
+    "WINOGRAD_TILE_6x6",
+    "WINOGRAD_TILE_13x13",
+]
+WHOLE = 64 * 2**20  # the workspace where nothing is copied; NumPy's default
+
+
+def numbers(*shape, dtype="float32"):
+    return RNG.integers(-4, 5, shape).astype(dtype)
+
+
+def conv(x, w, *more, **options):
+    """A call by cuDNN, and the graph that it made."""
+    y = xconv.conv(x, w, *more, method="cudnn", **options)
+    return y, Graph.made[-1]
+
+
+def test_compact_arrays_are_given_as_they_are(library):
+    x, w = numbers(2, 4, 9, 8), numbers(6, 4, 3, 3)
+    _, graph = conv(x, w, padding=1)
+    assert graph.limit == WHOLE
+    assert (graph.a.dim, graph.a.stride) == ([2, 4, 9, 8], [288, 72, 8, 1])
+    assert (graph.b.dim, graph.b.stride) == ([6, 4, 3, 3], [36, 9, 3, 1])
+    assert (graph.result.dim, graph.result.stride) == ([2, 6, 9, 8], [432, 72, 8, 1])
+    assert graph.padding == ((1, 1), (1, 1))
+    assert graph.steps == {"stride": (1, 1), "dilation": (1, 1)}
+
+
+def test_channels_last_stay_last(library):
+    x, w = numbers(2, 9, 8, 4), numbers(3, 3, 4, 6)
+    _, graph = conv(x, w, layout="channels_last", dilation=2)
+    assert (graph.a.dim, graph.a.stride) == ([2, 4, 9, 8], [288, 1, 32, 4])
+    assert (graph.b.dim, graph.b.stride) == ([6, 4, 3, 3], [36, 1, 12, 4])
+    assert graph.limit == WHOLE - w.nbytes  # Keras's weights are copied
+    assert graph.result.stride == [5 * 4 * 6, 1, 4 * 6, 6]
+
+
+def test_one_axis_is_two(library):
+    _, graph = conv(numbers(2, 4, 9), numbers(6, 2, 3), groups=2, stride=2, padding=((1, 2),))
+    assert graph.a.dim == [2, 4, 1, 9]
+    assert graph.b.dim == [6, 2, 1, 3]
+    assert graph.padding[0] == (0, 0)
+    assert graph.padding[1] == (1, 1)  # of the two cells behind, the last is not read
+    assert graph.steps == {"stride": (1, 2), "dilation": (1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("padding", "mode", "given"),
+    [
+        (((2, 0), (0, 1)), "zeros", ((2, 0), (0, 1))),
+        ("same", "zeros", ((1, 1), (0, 1))),
+        (((3, 0), (0, 0)), "zeros", None),  # more than the kernel reaches
+        (((-1, 0), (0, 0)), "zeros", None),
+        (1, "reflect", None),
+        (0, "reflect", ((0, 0), (0, 0))),
+    ],
+)
+def test_only_zeros_are_padded_by_cudnn(library, padding, mode, given):
+    x, w = numbers(1, 2, 6, 5), numbers(3, 2, 3, 2)
+    options = {"padding": padding, "padding_mode": mode}
+    y, graph = conv(x, w, **options)
+    np.testing.assert_array_equal(y, oracle.conv(x, w, **options))
+    copied = WHOLE - graph.limit
+    assert graph.padding == (given or ((0, 0), (0, 0)))
+    assert copied == (0 if given else 4 * np.prod(graph.a.dim))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda a: a[:, :, ::2],
+        lambda a: a[..., ::-1],
+        lambda a: a.transpose(1, 0, 3, 2),
+        lambda a: np.ndarray((4, 4, 6, 6), np.float32, a, 4),  # not aligned to 16 bytes
+        lambda a: np.broadcast_to(a[:1], a.shape),
+    ],
+)
+def test_other_arrays_are_copied(library, view):
+    x, w = view(numbers(4, 5, 8, 8)), numbers(3, 4, 2, 2)
+    w = numbers(3, x.shape[1], 2, 2)
+    y, graph = conv(x, w)
+    np.testing.assert_array_equal(y, oracle.conv(x, w))
+    assert graph.limit == WHOLE - x.size * 4
+
+
+@pytest.mark.parametrize(
+    ("dtype", "io", "compute"),
+    [("float16", "HALF", "FLOAT"), ("float32", "FLOAT", "FLOAT"), ("float64", "DOUBLE", "DOUBLE")],
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_dtypes(library, dtype, io, compute, bias):
+    x, w, b = numbers(2, 3, 5, 5, dtype=dtype), numbers(4, 3, 2, 2, dtype=dtype), numbers(4)
+    _, graph = conv(x, w, *[b.astype(dtype)] * bias)
+    assert (graph.io, graph.compute) == (io, compute)
+    assert (graph.extra is not None) is bias
+    assert graph.limit == WHOLE - 8 * bias * (dtype == "float16")  # the bias was cast to float32
+
+
+def test_a_bias_is_added_before_16_bit_floats_are_rounded(library):
+    x, w = np.array([2048, 1], "float16").reshape(1, 2, 1), np.ones((1, 2, 1), "float16")
+    b = np.ones(1, "float16")
+    assert conv(x, w, b)[0].item() == 2050
+    w = w.reshape(2, 1, 1)
+    y = xconv.conv_transpose(x, w, b, method="cudnn")
+    assert y.item() == 2050
+    assert Graph.made[-1].io == "FLOAT"  # where cuDNN has no bias to add
+
+
+def test_engines_are_deterministic_and_exact(library, monkeypatch):
+    adapter = sys.modules["xconv.cudnn"]
+    x, w = numbers(1, 1, 5), numbers(1, 1, 2)
+    assert conv(x, w)[1].notes == [*NOTES, "TENSOR_CORE"]
+    assert conv(x.astype("float64"), w)[1].notes == NOTES
+    assert conv(x.astype("float16"), w.astype("float16"))[1].notes == NOTES
+    monkeypatch.setattr(adapter, "allows_tf32", lambda: True)
+    assert conv(x, w)[1].notes == NOTES
+
+
+def test_plans_are_kept(library):
+    x, w = numbers(1, 1, 5), numbers(1, 1, 2)
+    for _ in range(3):
+        conv(x, w)
+    assert len(Graph.made) == 1
+    conv(x, w, max_workspace=2**20)
+    assert Graph.made[-1].limit == 2**20
+    assert len(Graph.made) == 2
+    assert library.streams == [(7, 3)] * 4
+    kept = sys.modules["xconv.cudnn"]._plan.cache_info()
+    assert kept.maxsize == 256
+
+
+def test_groups_of_samples(library):
+    """Weight gradients per sample are one call in which the samples are groups."""
+    x, dy = numbers(3, 2, 5, 5), numbers(3, 4, 4, 4)
+    dw = xconv.conv_grad_weight(dy, x, (2, 2), method="cudnn", per_sample=True)
+    np.testing.assert_array_equal(dw, oracle.grad_weight(dy, x, (2, 2), per_sample=True))
+    (graph,) = Graph.made
+    assert graph.result.dim == [12, 2, 2, 2]
+
+
+def test_explain(library):
+    told = xconv.explain(numbers(1, 2, 5), numbers(3, 2, 2), method="cudnn")
+    assert [step.method for step in told.steps] == ["cudnn"]
+
+
+def test_one_line_lets_auto_take_it(library, monkeypatch):
+    """Where it applies, and has an engine."""
+    monkeypatch.setattr(choice, "CUDNN", ("cudnn", "auto"))
+    x, w = numbers(1, 2, 5), numbers(3, 2, 2)
+    want = oracle.conv(x, w)
+    np.testing.assert_array_equal(xconv.conv(x, w), want)
+    assert len(Graph.made) == 1
+    np.testing.assert_array_equal(xconv.conv(x.astype(int), w.astype(int)), want)
+    assert len(Graph.made) == 1
+    monkeypatch.setattr(Graph, "engine", 2**40)
+    np.testing.assert_array_equal(xconv.conv(x, w, stride=2), oracle.conv(x, w, stride=2))
+    assert len(Graph.made) == 2
+
+
+# ---------------------------------------------------------------- where it does not apply
+
+RULE = r"^conv: need {}, or another method; got {}$"
+
+
+def test_what_cudnn_does_not_do(library):
+    for x, w, error, rule, got in (
+        (
+            numbers(1, 1, 5, dtype="int32"),
+            numbers(1, 1, 2, dtype="int32"),
+            TypeError,
+            "real floating arrays",
+            "method 'cudnn', result int32",
+        ),
+        (
+            numbers(1, 1, 5, dtype="complex64"),
+            numbers(1, 1, 2),
+            TypeError,
+            "real floating arrays",
+            "method 'cudnn', result complex64",
+        ),
+        (
+            numbers(1, 1, 2, 2, 2, 2),
+            numbers(1, 1, 1, 1, 1, 1),
+            ValueError,
+            "at most 3 spatial axes",
+            "method 'cudnn', 4 spatial axes",
+        ),
+    ):
+        with pytest.raises(error, match=RULE.format(rule, got)):
+            conv(x, w)
+    assert not Graph.made
+
+
+def test_no_engine_or_no_room(library, monkeypatch):
+    x, w = numbers(1, 2, 5), numbers(3, 2, 2)
+    got = r"conv_fprop of Geometry.*, float32, max_workspace with 63 bytes left, cuDNN 92801: .*"
+    rule = RULE.format(
+        "a deterministic engine of cuDNN within max_workspace", got + "no engine fits"
+    )
+    with pytest.raises(ValueError, match=rule):
+        conv(x, w, max_workspace=63)
+    rule = RULE.format("max_workspace to hold the copies .*", r"23 bytes of it .*, needed 24 bytes")
+    with pytest.raises(ValueError, match=rule):
+        conv(x[:, :, 1:4], w, max_workspace=23)
+    monkeypatch.setattr(sys.modules["xconv.cudnn"], "LARGEST", 12)
+    rule = RULE.format("arrays of less than 12 elements for cuDNN", "12 elements")
+    with pytest.raises(ValueError, match=rule):
+        conv(x, w)
+
+
+def test_without_the_package(library, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cudnn", None)
+    rule = RULE.format(
+        r"the package nvidia-cudnn-frontend .*", "method 'cudnn', no module of the name cudnn"
+    )
+    with pytest.raises(ValueError, match=rule):
+        conv(numbers(1, 2, 5), numbers(3, 2, 2))
+    monkeypatch.setattr(choice, "CUDNN", ("cudnn", "auto"))
+    x, w = numbers(1, 2, 6), numbers(3, 2, 2)
+    np.testing.assert_array_equal(xconv.conv(x, w), oracle.conv(x, w))
+
+
+@pytest.mark.backends("numpy", "torch", "jax", "dask", "array-api-strict")
+def test_other_libraries_say_that_it_is_for_cupy(backend):
+    x, w = (backend.array(numbers(*shape)) for shape in ((1, 2, 5), (3, 2, 2)))
+    dy = backend.array(numbers(1, 3, 4))
+    rule = r"need CuPy arrays, or another method; got method 'cudnn', \S+ arrays$"
+    for call in (
+        lambda: xconv.conv(x, w, method="cudnn"),
+        lambda: xconv.conv_backward(dy, x, w, method="cudnn"),
+        lambda: xconv.conv_grad_weight(dy, x, (2,), method="cudnn"),
+        lambda: xconv.conv_transpose(dy, w, method="cudnn"),
+    ):
+        with pytest.raises(TypeError, match=rule):
+            call()
+    if backend.name != "dask":
+        with pytest.raises(TypeError, match=r"^explain: " + rule):
+            xconv.explain(x, w, method="cudnn")

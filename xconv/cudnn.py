@@ -39,7 +39,7 @@ from .padding import Reading
 TYPES = {"float16": "HALF", "bfloat16": "BFLOAT16", "float32": "FLOAT", "float64": "DOUBLE"}
 ALIGNED = 16  # bytes: engines read several numbers at once
 LARGEST = 2**31  # elements: engines count in 32 bits
-AVOIDED = (
+AVOIDED = (  # numerical notes of engines; the last ones let a NaN reach what does not read it
     "NONDETERMINISTIC",
     "DOWN_CONVERT_INPUTS",
     "REDUCED_PRECISION_REDUCTION",
@@ -76,8 +76,9 @@ def grad_input(
     if 0 in dx.shape:
         return
     terms = [{"y": g, "w": w} for g, w in pairs if geom.K]
-    direct = len(terms) == 1 and bias is None and geom.padding_mode == "zeros"
     padded = plain(geom)[1] is not None
+    copied = padded and geom.padding_mode != "zeros"  # cells add up what their copies get
+    direct = len(terms) == 1 and bias is None and not copied
     if padded:  # a third for the gradient of the padded input, two for what is done with that
         third = setup.limits._replace(workspace=setup.limits.workspace // 3)
         setup = setup._replace(task=setup.task._replace(limits=third))
@@ -196,9 +197,8 @@ def _zeros(geom: Geometry, axis: int) -> tuple[int, int] | None:
     reach = geom.dilation[axis] * (geom.W[axis] - 1)
     high = max(s * (geom.O[axis] - 1) + reach + 1 - low - I, 0)
     fits = (low + I + high - reach - 1) // s + 1 == geom.O[axis]
-    if geom.padding_mode == "zeros" and I and fits and 0 <= low <= reach and high <= reach:
-        return low, high
-    return None
+    zeros = geom.padding_mode == "zeros" or low == high == 0
+    return (low, high) if zeros and I and fits and 0 <= low <= reach >= high else None
 
 
 def _unpadded(xp: Namespace, dx: Array, geom: Geometry) -> Array:
@@ -266,8 +266,8 @@ class _Memory:
         size = math.prod(shape) * itemsize(self.dtype)
         if size > self.left:
             raise Refusal(
-                "max_workspace to hold the copies that cuDNN needs",
-                f"max_workspace {self.limit} bytes, needed {self.limit - self.left + size} bytes",
+                "max_workspace to hold the copies that cuDNN needs, or another method",
+                f"{self.limit} bytes of it for them, needed {self.limit - self.left + size} bytes",
             )
         self.left -= size
         memory = self.xp.empty(
@@ -392,7 +392,7 @@ def _plan(device: int, problem: Problem) -> Plan:
     except cudnn.cudnnGraphNotSupportedError as error:
         reason = " ".join(str(error).split())[:200]
         raise Refusal(
-            "a convolution for which cuDNN has a deterministic engine within max_workspace",
+            "a deterministic engine of cuDNN within max_workspace, or another method",
             f"{problem.operation} of {problem.geom}, {problem.dtype}, max_workspace with "
             f"{problem.workspace} bytes left, cuDNN {cudnn.backend_version()}: {reason}",
         ) from None
@@ -406,7 +406,8 @@ def run(xp: Namespace, problem: Problem, arrays: dict[str, Array]) -> None:
     """Contract arrays x, w and y as the problem says, on the current device and stream."""
     largest = max(math.prod(sizes) for sizes, _ in problem.tensors().values())
     if largest >= LARGEST:
-        raise Refusal(f"arrays of less than {LARGEST} elements for cuDNN", f"{largest} elements")
+        rule = f"arrays of less than {LARGEST} elements for cuDNN, or another method"
+        raise Refusal(rule, f"{largest} elements")
     device, stream = queue()
     with _lock:
         plan = _plan(device, problem)

@@ -43,7 +43,7 @@ def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace,
         xp = np if array_api_compat.is_numpy_namespace(xp) else xp
     for name, a in given.items():
         dtype = dtype_name(a.dtype)
-        if dtype not in DTYPES or (dtype == "bfloat16" and not hasattr(xp, dtype)):
+        if dtype not in DTYPES or (dtype == "bfloat16" and not has_bfloat16(xp)):
             raise Refusal(f"{name} of a real, complex or integer dtype", str(a.dtype), TypeError)
     return xp, [given.get(name) for name in arrays]
 
@@ -120,6 +120,11 @@ def in_place(xp: Namespace) -> bool:
 def on_gpu(xp: Namespace) -> bool:
     """Whether the namespace is CuPy's."""
     return array_api_compat.is_cupy_namespace(xp)
+
+
+def has_bfloat16(xp: Namespace) -> bool:
+    """Whether arrays may be bfloat16; CuPy has it from 14 on, but no name for it."""
+    return hasattr(xp, "bfloat16") or on_gpu(xp)
 
 
 def chunked(xp: Namespace) -> bool:
