@@ -61,15 +61,21 @@ def _numpy() -> Backend:
 def _cupy() -> Backend:
     import array_api_compat.cupy as xp
     import cupy
+    import ml_dtypes  # noqa: F401 - teaches NumPy and CuPy bfloat16
 
     if cupy.cuda.runtime.getDeviceCount() < 1:
         raise RuntimeError("no CUDA device")
+
+    def to_numpy(array):
+        array = cupy.asnumpy(array)
+        return array.astype("float32") if array.dtype.name == "bfloat16" else array
+
     return Backend(
         "cupy",
         xp,
         lambda a, dtype: cupy.asarray(a.astype(dtype)),
-        cupy.asnumpy,
-        FLOATS + INTEGERS,
+        to_numpy,
+        (*FLOATS, "bfloat16", *INTEGERS),
         cupy.cuda.Device(0),
     )
 

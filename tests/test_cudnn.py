@@ -326,6 +326,24 @@ def test_dtypes(library, dtype, io, compute, bias):
     assert graph.limit == WHOLE - 8 * bias * (dtype == "float16")  # the bias was cast to float32
 
 
+def test_only_results_are_rounded_to_16_bits(library):
+    x, w = numbers(1, 1, 3, dtype="float16"), np.ones((1, 1, 1), "float32")
+    dy = np.full((1, 1, 3), 2049, "float32")
+    only_dx = {"output_mask": (True, False, False), "method": "cudnn"}
+    dx = xconv.conv_backward(dy * 2**6, x, w * 2**-5, **only_dx).dx
+    assert dx.dtype == np.float16
+    assert (dx == 4096).all()  # of 4098
+    assert {graph.io for graph in Graph.made} == {"FLOAT"}
+
+
+def test_gradients_of_copied_cells_have_room_to_be_added_up(library):
+    dy, w = numbers(1, 3, 6, 5), numbers(3, 2, 3, 2)
+    options = {"padding": ((1, 1), (1, 0)), "padding_mode": "reflect"}
+    dx = xconv.conv_grad_input(dy, w, (6, 5), method="cudnn", **options)
+    np.testing.assert_array_equal(dx, oracle.grad_input(dy, w, (6, 5), **options))
+    assert Graph.made[-1].limit == WHOLE // 3 - 4 * 2 * 8 * 6  # that of the padded input is kept
+
+
 def test_a_bias_is_added_before_16_bit_floats_are_rounded(library):
     x, w = np.array([2048, 1], "float16").reshape(1, 2, 1), np.ones((1, 2, 1), "float16")
     b = np.ones(1, "float16")
@@ -466,3 +484,71 @@ def test_other_libraries_say_that_it_is_for_cupy(backend):
     if backend.name != "dask":
         with pytest.raises(TypeError, match=r"^explain: " + rule):
             xconv.explain(x, w, method="cudnn")
+
+
+# ---------------------------------------------------------------- on a GPU
+
+
+@pytest.mark.backends("cupy")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+def test_on_a_gpu_every_case(backend, case, dtype):
+    run = Trial(backend, case, dtype, CUDNN)
+    run.forward()
+    run.gradients()
+    if not case.transposed:
+        run.contractions()
+    run.double_backward([(True, True, True), (False, True, False)])
+    run.untouched()
+
+
+def layer(cupy, dtype="float32"):
+    """x, w and dy of a layer for which cuDNN has many engines, and its options."""
+    arrays = (RNG.standard_normal(n) for n in ((8, 64, 28, 28), (96, 64, 3, 3), (8, 96, 28, 28)))
+    return [cupy.asarray(a.astype(dtype)) for a in arrays], {"padding": 1, "method": "cudnn"}
+
+
+@pytest.mark.backends("cupy")
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_on_a_gpu_results_repeat(backend, dtype):
+    import cupy
+
+    (x, w, dy), options = layer(cupy, dtype)
+    first = xconv.conv_backward(dy, x, w, **options)
+    for _ in range(5):
+        for a, b in zip(first, xconv.conv_backward(dy, x, w, **options), strict=True):
+            assert (a == b).all()
+
+
+@pytest.mark.backends("cupy")
+def test_on_a_gpu_float32_is_not_rounded_unless_cupy_may(backend):
+    import cupy
+
+    (x, w, dy), options = layer(cupy)
+    exact = xconv.conv_backward(*(a.astype("float64") for a in (dy, x, w)), **options)
+
+    def error():
+        found = xconv.conv_backward(dy, x, w, **options)
+        return [float(abs(a - b).max() / abs(b).max()) for a, b in zip(found, exact, strict=True)]
+
+    assert max(error()[:2]) < 2e-6
+    linalg = cupy._core._routines_linalg
+    before = cupy._core.get_compute_type("float32")
+    cupy._core.set_compute_type("float32", linalg.COMPUTE_TYPE_TF32)
+    try:
+        assert 1e-5 < min(error()[:2])
+        assert max(error()[:2]) < 1e-2
+    finally:
+        cupy._core.set_compute_type("float32", before)
+
+
+@pytest.mark.backends("cupy")
+def test_on_a_gpu_a_nan_reaches_only_what_reads_it(backend):
+    import cupy
+
+    (x, w, _), options = layer(cupy)
+    x[1, 2, 10, 10] = np.nan
+    bad = cupy.asnumpy(cupy.isnan(xconv.conv(x, w, **options)))
+    reads = np.zeros(bad.shape, bool)
+    reads[1, :, 9:12, 9:12] = True
+    np.testing.assert_array_equal(bad, reads)
