@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from xconv.bench import libraries, report
+from xconv.bench import libraries, report, worker
 from xconv.bench.__main__ import main
 from xconv.bench.measure import Job, Row
-from xconv.bench.suite import CONTRACTIONS, SUITE, Layer
+from xconv.bench.suite import CONTRACTIONS, SUITE, Layer, layers
 
 SMALL = (
     Layer("t", 2, 4, 6, (9, 8), (3, 3), 2, 1),
@@ -25,6 +25,27 @@ def test_the_suite_is_the_one_that_the_readme_speaks_of():
     flops = {layer.name: layer.flops for layer in SUITE}
     assert flops["8x64->64 56x56 3x3"] == 2 * 8 * 64 * 64 * 56 * 56 * 9
     assert flops["8x144->144 56x56 3x3/2 depthwise"] == 2 * 8 * 144 * 28 * 28 * 9
+
+
+def test_the_suite_with_another_batch():
+    assert layers() is SUITE
+    wide = layers(32)
+    assert len(wide) == 94 - 23  # ResNet-50 is there at two
+    assert {layer.N for layer in wide} == {32}
+    assert "ResNet-50" in {layer.group for layer in wide}
+    job = Job(0, "bfloat16", "forward", 32)
+    assert job.layer.shapes[0] == (32, 3, 224, 224)
+    assert job.bytes == 2 * job.layer.numbers
+    assert Job(0, "float64", "forward").bytes == 8 * SUITE[0].numbers
+
+
+def test_bfloat16_reaches_torch():
+    arrays = worker.arrays(SMALL[0], "bfloat16")
+    task = libraries.runner("torch", "numpy")(SMALL[0], "forward", *arrays)
+    exact = libraries.runner("xconv", "numpy")
+    want = exact(SMALL[0], "forward", *(a.astype("float64") for a in arrays))()
+    assert str(task().dtype) == "torch.bfloat16"
+    np.testing.assert_allclose(task().float().numpy(), want, atol=0.1)
 
 
 @pytest.mark.parametrize("name", ["xconv:taps", "torch", "jax", "scipy", "formulas"])
@@ -70,6 +91,8 @@ def test_the_command_says_what_it_lacks(capsys):
         (["--libraries", "xconv", "nothing"], r"got ['nothing']"),
         (["--libraries", "xconv:foo"], r"got ['xconv:foo']"),
         (["--rounds", "0"], "got 0, "),
+        (["--batch", "0"], ", 0"),
+        (["--dtypes", "bfloat16"], "need --backend cupy"),
         (["--json", "/no such folder/rows.json"], "a folder that exists"),
         (["--load", "no such file"], "got no such file"),
         (["--libraries", "xconv", "--plot", "a.png"], "need torch"),

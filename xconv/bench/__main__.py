@@ -16,7 +16,7 @@ from typing import Any
 from . import report
 from .libraries import NEEDS, available
 from .measure import Job, Row, measure
-from .suite import CONTRACTIONS, SUITE
+from .suite import CONTRACTIONS, layers
 
 DTYPES = ("float32", "float64")
 
@@ -31,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         machine, rows = report.load(options.load)
     else:
         jobs = [
-            Job(number, dtype, contraction)
-            for number, layer in enumerate(SUITE)
+            Job(number, dtype, contraction, options.batch)
+            for number, layer in enumerate(layers(options.batch))
             for dtype in options.dtypes
             for contraction in options.contractions
             if selected(options.layers, f"{layer.group} {layer.name}")
@@ -69,10 +69,14 @@ def check(
     missing = [name for name in libraries if not available(name)]
     if missing:
         command.error(f"need libraries that are installed, of {', '.join(NEEDS)}; got {missing}")
-    if options.rounds < 1 or options.threads < 1:
-        command.error(
-            f"need --rounds and --threads of at least 1; got {options.rounds}, {options.threads}"
-        )
+    counts = {"--rounds": options.rounds, "--threads": options.threads}
+    if options.batch is not None:
+        counts["--batch"] = options.batch
+    if min(counts.values()) < 1:
+        got = ", ".join(map(str, counts.values()))
+        command.error(f"need {', '.join(counts)} of at least 1; got {got}")
+    if options.backend == "numpy" and "bfloat16" in options.dtypes:
+        command.error("need --backend cupy for bfloat16; got numpy")
     for path in (options.json, options.plot):
         if path is not None and not path.absolute().parent.is_dir():
             command.error(f"need a file in a folder that exists; got {path}")
@@ -98,14 +102,18 @@ def parser() -> argparse.ArgumentParser:
             "1: xconv is faster); MiB, peak memory of xconv beyond arguments, result and what its "
             "threads keep; error, of float32 against float64, as a part of the largest result. "
             "The suite takes 6 minutes without and 12 with memory on two cores. Needs torch "
-            "(pip install torch) to compare with, tqdm for a progress bar, matplotlib for --plot."
+            "(pip install torch) to compare with, tqdm for a progress bar, matplotlib for --plot. "
+            "With --backend cupy, all run on the GPU: times are between two events of its stream, "
+            "memory is what a library's own pool took; torch:tf32 may round float32 to 19 bits, as "
+            "xconv may with CUPY_TF32=1 in the environment."
         ),
     )
     add = result.add_argument
     names = ", ".join(NEEDS)
     add("--libraries", nargs="+", metavar="NAME", help=f"{names}, or xconv:METHOD (xconv torch)")
     add("--layers", default="", metavar="TEXT", help="only layers or groups with this text")
-    add("--dtypes", nargs="+", default=DTYPES, choices=(*DTYPES, "float16"))
+    add("--dtypes", nargs="+", default=DTYPES, choices=(*DTYPES, "float16", "bfloat16"))
+    add("--batch", type=int, metavar="N", help="samples of every layer, instead of the suite's")
     add("--contractions", nargs="+", default=CONTRACTIONS, choices=CONTRACTIONS)
     add("--backend", default="numpy", choices=("numpy", "cupy"))
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of every library")
@@ -135,6 +143,9 @@ def described(libraries: list[str], options: argparse.Namespace) -> dict[str, An
 
         device = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
         packages.add("cupy")
+        if "xconv:cudnn" in libraries:
+            packages.add("nvidia-cudnn-frontend")
+        device += f", CUPY_TF32 {os.environ.get('CUPY_TF32', '0')}"
     else:
         device = processor()
     return {

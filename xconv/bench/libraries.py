@@ -46,7 +46,7 @@ def with_xconv(move: Callable[[Array], Array], method: str) -> Runner:
         }
         try:
             tasks[contraction]()
-        except ValueError:  # a method that does not apply
+        except (ValueError, TypeError):  # a method that does not apply
             return None
         return tasks[contraction]
 
@@ -57,11 +57,15 @@ def with_torch(device: str, tf32: bool = False) -> Runner:
     """Return a runner of PyTorch, without its differentiation."""
     torch = importlib.import_module("torch")
 
+    def tensor(a: Array) -> Array:
+        given = a.astype("float32") if a.dtype.name == "bfloat16" else a
+        return torch.from_numpy(given).to(device, getattr(torch, a.dtype.name))
+
     def run(layer: Layer, contraction: str, x: Array, w: Array, g: Array) -> Task:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.benchmark = True
         rank = len(layer.W)
-        x, w, g = (torch.from_numpy(a).to(device) for a in (x, w, g))
+        x, w, g = map(tensor, (x, w, g))
         options = (
             [layer.stride] * rank,
             [layer.padding] * rank,
@@ -201,14 +205,14 @@ def runner(name: str, backend: str) -> Runner:
     return {"jax": with_jax, "scipy": with_scipy, "formulas": with_formulas}[library]()
 
 
-VARIANTS = {"xconv": ("windows", "taps", "winograd", "fft", "auto"), "torch": ("tf32",)}
+VARIANTS = {"xconv": ("windows", "taps", "winograd", "fft", "cudnn", "auto"), "torch": ("tf32",)}
 NEEDS = {"xconv": "numpy", "torch": "torch", "jax": "jax", "scipy": "scipy", "formulas": "numpy"}
 
 
 def available(name: str) -> bool:
     """Whether a library is installed, and its variant, if one is named, known."""
     library, _, variant = name.partition(":")
-    needed = NEEDS.get(library)
+    needed = "cudnn" if variant == "cudnn" else NEEDS.get(library)
     known = variant in ("", *VARIANTS.get(library, ()))
     return known and needed is not None and importlib.util.find_spec(needed) is not None
 

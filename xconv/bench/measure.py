@@ -10,22 +10,26 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from .suite import SUITE, Layer
+from .suite import Layer, layers
 
 
 class Job(NamedTuple):
-    """A row: which layer, in which dtype, and which contraction."""
+    """A row: which layer, in which dtype, which contraction, and the samples if not the suite's."""
 
     number: int
     dtype: str
     contraction: str
+    batch: int | None = None
 
     @property
     def layer(self) -> Layer:
         """Return the layer of this row."""
-        return SUITE[self.number]
+        return layers(self.batch)[self.number]
+
+    @property
+    def bytes(self) -> int:
+        """Return the bytes of x, w and y."""
+        return self.layer.numbers * int(self.dtype.lstrip("bfloat")) // 8
 
 
 class Row(NamedTuple):
@@ -128,9 +132,8 @@ def measure(
             if job.dtype == "float32" and "xconv" in counted:
                 error = counted["xconv"].ask(job, "error")
             flops, copied = rates[job.dtype]
-            size = job.layer.numbers * np.dtype(job.dtype).itemsize
             medians = {name: statistics.median(s) if s else None for name, s in samples.items()}
-            floor = max(job.layer.flops / flops, size / copied)
+            floor = max(job.layer.flops / flops, job.bytes / copied)
             yield Row(job, medians, peaks, error, floor)
     finally:
         for worker in (*workers.values(), *counted.values()):

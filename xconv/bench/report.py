@@ -78,7 +78,7 @@ def load(path: Path) -> tuple[dict[str, Any], list[Row]]:
     data = json.loads(path.read_text(encoding="utf-8"))
     rows = []
     for entry in data["rows"]:
-        job = Job(*(entry["job"][name] for name in Job._fields))
+        job = Job(*(entry["job"].get(name) for name in Job._fields))
         rows.append(Row(**{**entry, "job": job}))
     return data["machine"], rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 Ints = tuple[int, ...]
@@ -163,3 +164,13 @@ SUITE: tuple[Layer, ...] = (
     Layer("others", 8, 32, 64, (56, 56), (5, 5), 2, padding=2),
     Layer("others", 1, 16, 32, (32, 32), (5, 5)),  # of the question that started this package
 )
+
+
+@cache
+def layers(batch: int | None = None) -> tuple[Layer, ...]:
+    """Return the suite, or each of its layers once with another number of samples."""
+    if batch is None:
+        return SUITE
+    groups = (layer.group.partition(", batch")[0] for layer in SUITE)
+    changed = zip(SUITE, groups, strict=True)
+    return tuple(dict.fromkeys(layer._replace(group=group, N=batch) for layer, group in changed))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .libraries import Task, runner, stopwatch
-from .suite import SUITE, Layer
+from .suite import Layer, layers
 
 SAMPLE = 0.03  # seconds of calls whose median is one sample
 FEWEST, MOST = 5, 100  # calls of a sample
@@ -24,6 +24,8 @@ SLOW = 0.1  # seconds of a call that is a sample by itself
 
 def arrays(layer: Layer, dtype: str) -> list[Any]:
     """Return x, w and g of a layer, normally distributed; the same in every process."""
+    if dtype == "bfloat16":
+        importlib.import_module("ml_dtypes")  # teaches it to NumPy
     rng = np.random.default_rng(0)
     return [rng.standard_normal(shape, dtype="float32").astype(dtype) for shape in layer.shapes]
 
@@ -34,14 +36,30 @@ def memory(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def peak(task: Task) -> int:
+def peak(task: Task, name: str, backend: str) -> int:
     """Return the most memory that a call took beyond what it left behind, its result."""
     task()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
-    before = memory("VmRSS")
-    result = task()
-    top = memory("VmHWM") - before
+    if backend == "cupy":
+        result, top = on_device(task, name)
+    else:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+        before = memory("VmRSS")
+        result = task()
+        top = memory("VmHWM") - before
     return max(0, top - int(result.nbytes))
+
+
+def on_device(task: Task, name: str) -> tuple[Any, int]:
+    """Return a call's result, and the most that its library took of the device's memory for it."""
+    if name.startswith("torch"):
+        cuda = importlib.import_module("torch").cuda
+        cuda.reset_peak_memory_stats()
+        before = cuda.memory_allocated()
+        return task(), cuda.max_memory_allocated() - before
+    pool = importlib.import_module("cupy").get_default_memory_pool()
+    pool.free_all_blocks()
+    before = pool.total_bytes()
+    return task(), pool.total_bytes() - before
 
 
 def error(layer: Layer, contraction: str, name: str, backend: str) -> float:
@@ -62,8 +80,11 @@ def rates(dtype: str, backend: str) -> tuple[float, float]:
     """Return the machine's best: FLOPs of a product and bytes moved by a copy, per second."""
     xp = importlib.import_module("cupy" if backend == "cupy" else "numpy")
     watch = stopwatch("xconv", backend)
-    product_of = "float32" if dtype == "float16" else dtype  # as float16 is summed
-    a, source = xp.ones((1024, 1024), product_of), xp.ones(2**27, "uint8")
+    if backend == "cupy":
+        size, product_of = 8192, "float16" if dtype == "bfloat16" else dtype
+    else:
+        size, product_of = 1024, "float32" if dtype == "float16" else dtype  # as it is summed
+    a, source = xp.ones((size, size), product_of), xp.ones(2**27, "uint8")
     target = xp.empty_like(source)
     threads = 1 if backend == "cupy" else int(os.environ["OMP_NUM_THREADS"])
     halves = list(
@@ -74,7 +95,7 @@ def rates(dtype: str, backend: str) -> tuple[float, float]:
         copy = min(
             watch(lambda: list(pool.map(lambda pair: xp.copyto(*pair), halves))) for _ in range(20)
         )
-    return 2 * 1024**3 / product, 2 * source.size / copy
+    return 2 * size**3 / product, 2 * source.size / copy
 
 
 def main(name: str, backend: str) -> None:
@@ -83,11 +104,11 @@ def main(name: str, backend: str) -> None:
     current: tuple[Any, Task | None, int] = (None, None, 1)
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
-        number, dtype, contraction, what = json.loads(line)
+        number, dtype, contraction, batch, what = json.loads(line)
         if what == "rates":
             print(json.dumps(rates(dtype, backend)), flush=True)
             continue
-        layer, key = SUITE[number], (number, dtype, contraction)
+        layer, key = layers(batch)[number], (number, dtype, contraction, batch)
         if key != current[0]:
             current = (key, None, 1)  # frees the last row's arrays
             task = run(layer, contraction, *arrays(layer, dtype))
@@ -105,7 +126,7 @@ def main(name: str, backend: str) -> None:
         if task is not None and what == "time":
             answer = statistics.median(watch(task) for _ in range(count))
         elif task is not None and what == "memory":
-            answer = peak(task)
+            answer = peak(task, name, backend)
         elif task is not None and what == "error":
             answer = error(layer, contraction, name, backend)
         print(json.dumps(answer), flush=True)
