@@ -17,6 +17,7 @@ from typing import Any
 from . import blocks, cells, choice, expression, layout, workers
 from .blocks import Pair, Setup
 from .dtypes import DTypes, contraction, sum_dtype
+from .errors import Refusal
 from .geometry import Geometry, Ints
 from .layout import Axes, Layout
 from .namespace import (

@@ -80,7 +80,7 @@ def grad_input(
     copied = padded and geom.padding_mode != "zeros"  # cells add up what their copies get
     direct = len(terms) == 1 and bias is None and not copied
     if padded:  # a third for the gradient of the padded input, two for what is done with that
-        third = setup.limits._replace(workspace=setup.limits.workspace // 3)
+        third = setup.limits._replace(shares=3)
         setup = setup._replace(task=setup.task._replace(limits=third))
     total = _total(setup, "conv_dgrad", geom, terms, dx, direct)
     if padded and total is not None:
