@@ -69,7 +69,7 @@ def conv(
         Dtype of sums and result, to which x and w must promote, such as int32 for int8 arrays.
         The default is the namespace's ``result_type(x, w)``, in which integers wrap as in `matmul`.
         16-bit floats are summed in float32 and rounded once.
-    method : {"auto", "windows", "taps", "winograd", "fft"}
+    method : {"auto", "windows", "taps", "winograd", "fft", "cudnn"}
         The algorithm; see the notes. "auto" estimates times from shapes, dtype and the kind of
         library alone, and `explain` says what it takes.
     max_workspace : int, optional
@@ -107,6 +107,9 @@ def conv(
     these two in NumPy (and chunks of it) alone, and computes a block that holds a NaN or an
     infinity again with "windows", so that it reaches just the outputs that read it; when named,
     they do not check.
+    "cudnn" is NVIDIA's library, for real floating CuPy arrays of up to 3 spatial axes, with the
+    package nvidia-cudnn-frontend: only its deterministic engines, which sum directly, and float32
+    in full unless CuPy is set to allow TF32. "auto" does not take it until a GPU has measured it.
 
     Dask arrays stay lazy: each chunk of the result is one task, a call on the slab that it reads,
     and one more for each part of a chunk in that slab. Along samples and space the result is cut
