@@ -130,7 +130,7 @@ def _without_cudnn(task: Task, geom: Geometry) -> tuple[str, str, type[Exception
     other, got = "or another method", "method 'cudnn', "
     if not on_gpu(task.xp):
         name = task.xp.__name__.removeprefix("array_api_compat.")
-        return f"CuPy arrays, {other}", f"{got}{name} arrays", TypeError
+        return f"CuPy arrays, {other}", f"{got}{name} arrays", ValueError
     if task.result not in REAL or task.compute not in REAL:
         return f"real floating arrays, {other}", f"{got}result {task.result}", TypeError
     if geom.rank > 3:
