@@ -59,11 +59,11 @@ if [[ $stages == *" step "* ]]; then
     "$python" ci/training_step.py numpy:auto cupy:auto cupy:cudnn
 fi
 if [[ $stages == *" bench "* ]]; then
-    for batch in 32 256; do
-        "$python" -m xconv.bench --backend cupy --batch "$batch" --rounds 3 \
-            --dtypes float32 float16 bfloat16 --libraries xconv xconv:cudnn torch torch:tf32 \
-            --json "ci/reports/gpu-$batch.json"
-    done
-    CUPY_TF32=1 "$python" -m xconv.bench --backend cupy --batch 32 --rounds 3 --dtypes float32 \
-        --libraries xconv:cudnn torch:tf32 --json ci/reports/gpu-tf32.json
+    against=(--libraries xconv xconv:cudnn torch torch:tf32)
+    "$python" -m xconv.bench --backend cupy --batch 32 --dtypes float32 float16 bfloat16 \
+        --rounds 3 --no-memory "${against[@]}" --json ci/reports/gpu-32.json
+    "$python" -m xconv.bench --backend cupy --batch 256 --dtypes float32 float16 --layers ResNet \
+        --rounds 3 "${against[@]}" --json ci/reports/gpu-256.json
+    CUPY_TF32=1 "$python" -m xconv.bench --backend cupy --batch 32 --dtypes float32 \
+        --rounds 3 --no-memory --libraries xconv:cudnn torch:tf32 --json ci/reports/gpu-tf32.json
 fi

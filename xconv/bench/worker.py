@@ -20,14 +20,20 @@ from .suite import Layer, layers
 SAMPLE = 0.03  # seconds of calls whose median is one sample
 FEWEST, MOST = 5, 100  # calls of a sample
 SLOW = 0.1  # seconds of a call that is a sample by itself
+DRAWN = 2**24
 
 
 def arrays(layer: Layer, dtype: str) -> list[Any]:
-    """Return x, w and g of a layer, normally distributed; the same in every process."""
+    """Return x, w and g of a layer, normally distributed; the same in every process.
+
+    Only so many numbers are drawn, as that takes long; larger arrays repeat them.
+    """
     if dtype == "bfloat16":
         importlib.import_module("ml_dtypes")  # teaches it to NumPy
     rng = np.random.default_rng(0)
-    return [rng.standard_normal(shape, dtype="float32").astype(dtype) for shape in layer.shapes]
+    drawn = (min(math.prod(shape), DRAWN) for shape in layer.shapes)
+    few = [rng.standard_normal(size, dtype="float32").astype(dtype) for size in drawn]
+    return [np.resize(a, shape) for a, shape in zip(few, layer.shapes, strict=True)]
 
 
 def memory(field: str) -> int:
