@@ -347,6 +347,27 @@ def test_shapes(name, shapes, options, words):
     check(ValueError, words, getattr(xconv, name), *build(shapes), **options)
 
 
+def test_up_to_30_spatial_axes():
+    def calls(rank):
+        x, w, ones = np.full((1,) * (rank + 2), 2.0), np.full((1,) * (rank + 2), 3.0), (1,) * rank
+        return [
+            *((xconv.conv, (x, w), {"method": m}) for m in ("auto", "windows", "taps", "fft")),
+            (xconv.conv, (x, w), {"padding": 1, "padding_mode": "replicate", "stride": 3}),
+            (xconv.conv_transpose, (x, w), {}),
+            (xconv.conv_grad_input, (x, w, ones), {"padding": 1, "stride": 3}),
+            (xconv.conv_grad_weight, (x, x, ones), {}),
+            (xconv.unfold, (x, ones), {}),
+            (xconv.fold, (np.ones((1, 1)), ones, ones), {"stride": 2}),
+        ]
+
+    for function, args, options in calls(30):
+        assert function(*args, **options).size == 1
+    for function, args, options in calls(31):
+        check(ValueError, [31, 30], function, *args, **options)
+    check(ValueError, [31, 30], xconv.conv_output_size, (1,) * 31, (1,) * 31)
+    check(ValueError, [31, 30], xconv.nn.Conv, 1, 1, (1,) * 31)
+
+
 @pytest.mark.parametrize("bad", [3, np.int64(3), 3.0, "33", None, True], ids=str)
 @pytest.mark.parametrize(
     ("name", "place"),

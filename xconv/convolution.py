@@ -43,7 +43,7 @@ def conv(
         N samples of C channels, or one sample of shape (C, *I). NumPy, CuPy, PyTorch, JAX, Dask
         or any array of the array API standard, of a real, complex or integer dtype.
     w : array, shape (K, C / groups, *W)
-        K kernels. The number of spatial axes, from 1 up, is ``w.ndim - 2``.
+        K kernels. The number of spatial axes, from 1 to 30, is ``w.ndim - 2``.
     b : array, shape (K,), optional
         Bias, added to every output position. Its dtype must promote to the result's.
     stride : int or tuple of int

@@ -33,6 +33,9 @@ from .errors import Refusal, shown
 Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
 
+LARGEST_RANK = (
+    30  # arrays have up to 64 axes, and windows have two for each of these and three more
+)
 PADDING_NAMES = ("valid", "same", "same_lower", "full", "causal")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
 
@@ -306,6 +309,8 @@ def options(
     padding_mode: Any = "zeros",
 ) -> Options:
     """Check the options that need no sizes, and give each its one form."""
+    if rank > LARGEST_RANK:
+        raise Refusal(f"at most {LARGEST_RANK} spatial axes", f"{rank}")
     mode = named(padding_mode, "padding_mode", PADDING_MODES)
     if (G := index(groups, "groups")) < 1:
         raise Refusal("groups to be at least 1", f"groups {G}")
