@@ -328,6 +328,7 @@ BIG = {  # one call each whose result cannot exist
     "strided": lambda x, w: xconv.conv(x, w, padding=2**62, stride=2**20),
     "taps": lambda x, w: xconv.conv(x, w, padding=2**40, method="taps"),
     "windows": lambda x, w: xconv.conv(x, w, padding=2**40, method="windows"),
+    "no samples": lambda x, w: xconv.conv(x[:0], w, padding=2**40),
     "unfold": lambda x, w: xconv.unfold(x, (3, 2), padding=2**40),
     "negative, transposed": lambda x, w: xconv.conv_transpose(x, w, padding=-(2**40)),
     "stride, transposed": lambda x, w: xconv.conv_transpose(x, w, stride=2**40),

@@ -217,8 +217,8 @@ def itemsize(name: str) -> int:
 
 
 def check_bytes(shape: tuple[int, ...], name: str) -> None:
-    """Refuse an array that no machine can address."""
-    if math.prod(shape) * itemsize(name) >= 2**63:
+    """Refuse an array that no machine can address; NumPy refuses it of no samples, too."""
+    if math.prod(max(size, 1) for size in shape) * itemsize(name) >= 2**63:
         raise Refusal("arrays of less than 2**63 bytes", f"shape {shape}, dtype {name}")
 
 
