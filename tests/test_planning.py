@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import xconv
-from xconv import padding
+from xconv import depthwise, fft, padding, pointwise, taps, windows, winograd
+from xconv.geometry import Window
+from xconv.namespace import begin_block
 
 
 def ones(*shape, dtype="float32"):
@@ -32,14 +34,20 @@ def loaded(monkeypatch, run):
     return count
 
 
-def beyond(run):
-    """Return the peak of memory during a call, less what its results keep."""
+def peak(run):
+    """Return the peak of memory during a call, and what its results keep."""
     run()
     tracemalloc.start()
     results = run()
-    peak = tracemalloc.get_traced_memory()[1]
+    most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return peak - sum(a.nbytes for a in (results if isinstance(results, tuple) else (results,)))
+    return most, sum(a.nbytes for a in (results if isinstance(results, tuple) else (results,)))
+
+
+def beyond(run):
+    """Return the peak of memory during a call, less what its results keep."""
+    most, results = peak(run)
+    return most - results
 
 
 @pytest.mark.parametrize("method", ["windows", "taps", "auto"])
@@ -140,3 +148,51 @@ def test_layers_check_their_options_at_once():
         xconv.nn.ConvTranspose(1, 1, (3,), stride=0)
     layer = xconv.nn.Conv(1, 2, (3,), stride=2)
     assert repr(layer) == "Conv(weight (2, 1, 3), bias=True, stride=2)"
+
+
+# groups, samples, channels and outputs: in some block each of them is much of the estimate
+BLOCKS = [
+    (1, 1, 40, 2, (32, 30)),
+    (1, 1, 2, 40, (32, 30)),
+    (5, 1, 6, 6, (20, 9)),
+    (1, 7, 3, 9, (8, 8)),
+    (2, 2, 40, 50, (2, 1)),
+]
+KERNELS = {  # kernel size, stride, dilation, and how many times the truth estimates may be
+    taps: ((3, 2), (2, 1), (1, 2), 1.05),
+    windows: ((3, 2), (2, 1), (1, 2), 1.05),
+    pointwise: ((1, 1), (1, 1), (1, 1), 1.4),
+    depthwise: ((3, 4), (1, 1), (1, 2), 1.05),
+    winograd: ((3, 2), (1, 1), (1, 1), 1.75),
+    fft: ((6, 5), (2, 1), (1, 2), 1.75),
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+@pytest.mark.parametrize("algorithm", KERNELS, ids=lambda a: a.__name__.rpartition(".")[2])
+def test_a_block_takes_about_what_is_estimated(algorithm, block):
+    W, stride, dilation, high = KERNELS[algorithm]
+    G, N, c, k, O = block
+    if algorithm is depthwise:
+        G, c = c * G, 1
+    window = Window(O, W, stride, dilation)
+    L = [s * (o - 1) + d * (t - 1) + 1 for o, t, s, d in zip(O, *window[1:], strict=True)]
+    margin = int(algorithm is pointwise)  # its estimate has the copies of parts of larger arrays
+
+    def array(*shape):
+        whole = ones(*(n + margin for n in shape), dtype="float64")
+        return whole[tuple(map(slice, shape))]
+
+    x, g, w = array(G, c, N, *L), array(G, k, N, *O), array(G, k, c, *W)
+    prepared = algorithm.prepare(np, w, window)
+    begin_block(np, 0)
+    most, result = peak(lambda: algorithm.forward(np, x, prepared, window))
+    estimate = 8 * algorithm.workspace(G, N, window, c, k)
+    assert most <= estimate + 2 * result + 2**12
+    assert estimate <= high * most
+    most, result = peak(lambda: algorithm.grad_weight(np, x, g, window))
+    estimate = 8 * algorithm.weight_workspace(G, N, window, c, k)
+    assert most <= estimate + result + 2**12
+    assert estimate <= high * most
+    copies = 2 if algorithm is fft else 1
+    assert 8 * algorithm.prepared(G, window, c, k) == copies * prepared.nbytes

@@ -7,6 +7,7 @@ integers.
 from __future__ import annotations
 
 import math
+import operator
 
 from .geometry import Window, taps
 from .namespace import Array, Namespace
@@ -17,20 +18,19 @@ LONG = 1
 
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:
-    """Return w as it is: (G, k, c, *W)."""
-    return w
+    """Return w (G, k, c, *W) as (G, k, c, taps)."""
+    return xp.reshape(w, (*w.shape[:3], math.prod(window.W)))
 
 
 def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
-    """dT/dg: x (G, c, N, *L) padded, w (G, k, c, *W) -> (G, k, N, *O)."""
+    """dT/dg: x (G, c, N, *L) padded, w prepared -> (G, k, N, *O)."""
     G, c, N = x.shape[:3]
-    k, points, positions = w.shape[1], taps(window), N * math.prod(window.O)
-    w = xp.reshape(w, (G, k, c, len(points)))
+    k, positions = w.shape[1], N * math.prod(window.O)
+    product = operator.mul if c == 1 else xp.matmul
     y = None
-    for t, point in enumerate(points):
-        columns = xp.reshape(x[point], (G, c, positions))
+    for t, point in enumerate(taps(window)):
         # (G, k, c) @ (G, c, N*O) -> (G, k, N*O)
-        term = w[..., t] * columns if c == 1 else xp.matmul(w[..., t], columns)
+        term = product(w[..., t], xp.reshape(x[point], (G, c, positions)))
         y = term if y is None else y + term
     return xp.reshape(y, (G, k, N, *window.O))
 
