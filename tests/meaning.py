@@ -175,21 +175,23 @@ class Meaning:
             like = self.options.get("like")
             own["w"] = np.dtype("float32") if like is None else like.dtype
 
-        def promoted(one: str, other: str) -> str:
-            return name_of(xp.result_type(own[one], own[other]))
+        def promoted(*roles: str) -> str:
+            return name_of(xp.result_type(*(own[role] for role in roles)))
 
-        pairs = {"y": ("x", "w"), "dx": ("dy", "w"), "dw": ("dy", "x"), "ddy": ("x", "w")}
+        pairs = {"y": ("x", "w"), "dx": ("dy", "w"), "dw": ("dy", "x")}
         if "cols" in (result, *own):
             return name_of(own["x" if result == "cols" else "cols"])
         if result == "db":
             return name_of(own["dy"])
         if result == "y" or self.name in ("conv_grad_input", "conv_grad_weight"):
             return promoted(*pairs[result]) if asked is None else name_of(np.dtype(asked))
-        kept = name_of(own[result[1:]])  # a gradient is of its array's dtype, if that is no integer
+        kept = name_of(own[result.removeprefix("d")])
+        if "int" not in kept:  # a gradient is of its array's dtype, if that is no integer
+            return kept
+        if result == "ddy":
+            return promoted(*own.keys() - {"dy"})
         one, other = pairs[result]
-        return (
-            promoted(one, f"dd{other}" if f"dd{other}" in own else other) if "int" in kept else kept
-        )
+        return promoted(one, f"dd{other}" if f"dd{other}" in own else other)
 
     # -- numbers
 
