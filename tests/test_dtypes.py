@@ -84,6 +84,21 @@ def test_backward_of_three_dtypes(a, b, c):
     same(found.db, want.db, np.dtype(a))
 
 
+@pytest.mark.parametrize("given", [("ddx",), ("ddw",), ("ddb",), ("ddx", "ddw", "ddb")], ids=str)
+@pytest.mark.parametrize("wide", ["int32", "float32", "complex64"])
+def test_second_derivative_of_integers_has_room(given, wide):
+    """Nothing that is added up is cut to the integers of x, w and dy."""
+    arrays = {"ddx": X, "ddw": W, "ddb": B}
+    ddx, ddw, ddb = (typed(a, wide) * 100 if n in given else None for n, a in arrays.items())
+    x, w, dy = (typed(array, "int8") for array in (X, W, DY))
+    want = np.zeros(DY.shape, np.int64)
+    for one, other in [(ddx, w), (x, ddw)]:
+        if one is not None and other is not None:
+            want = want + oracle.conv(one, other, **OPTIONS)
+    ddy, _, _ = xconv.conv_double_backward(ddx, ddw, ddb, dy, x, w, **OPTIONS)
+    same(ddy, want if ddb is None else oracle.with_bias(want, ddb), np.dtype(wide))
+
+
 WIDER = [
     (narrow, wide)
     for narrow, wide in product(FLOATS + INTEGERS, repeat=2)

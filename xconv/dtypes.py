@@ -27,6 +27,10 @@ class DTypes(NamedTuple):
     compute: str
     result: str
 
+    def wider(self, xp: Namespace, other: DTypes) -> DTypes:
+        """Return those in which both have room."""
+        return DTypes(*(result_name(xp, *pair) for pair in zip(self, other, strict=True)))
+
 
 def promoted(
     xp: Namespace, a: str, b: str, dtype: str | None = None, real_part: bool = False

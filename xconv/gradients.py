@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from .call import Call
+from .dtypes import DTypes
 from .errors import public
-from .namespace import Array, accept, dtype_name, result_name
+from .namespace import INTEGER, Array, accept, dtype_name
 from .validation import (
     Settings,
     check_shape,
@@ -497,11 +498,11 @@ def _second(
     pairs = [(a, k) for a, k in ((ddx, w), (x, ddw)) if a is not None and k is not None]
     types = call.types(x, w, terms, like=dy)
     for a, k in pairs:
-        other = call.types(a, k, terms).compute
-        types = types._replace(compute=result_name(call.xp, types.compute, other))
+        types = types.wider(call.xp, call.types(a, k, terms, like=dy))
     if ddb is not None:
         own = dtype_name(ddb.dtype)
-        types = types._replace(compute=result_name(call.xp, types.compute, own))
+        like = own if dtype_name(dy.dtype) in INTEGER else types.result
+        types = types.wider(call.xp, DTypes(own, like))
     return contraction(pairs, ddb, types, dy)
 
 
