@@ -258,6 +258,20 @@ def test_enormous_stride(row, stride):
     check(draw(2, 3, 6), draw(4, 3, 3), stride=stride, pads=2)
 
 
+@row(10)
+@pytest.mark.parametrize("stride", [2**31, 2**40, 2**62])
+@pytest.mark.parametrize("mode", ["zeros"])
+@pytest.mark.parametrize("method", PLAIN)
+def test_enormous_stride_and_padding(row, method, mode, stride):
+    """Of three outputs the one in the middle reads the input; the others are anywhere outside."""
+    x, w, dy = draw(2, 3, 6, 5), draw(4, 3, 3, 2), draw(2, 4, 3, 3)
+    options = {"padding_mode": mode, "method": method}
+    near = every_contraction(x, w, dy, stride=9, padding=8, **options)
+    far = every_contraction(x, w, dy, stride=stride, padding=stride - 1, **options)
+    for result, right in zip(far, near, strict=True):
+        assert_array_equal(result, right, strict=True)
+
+
 @row(11)
 @pytest.mark.parametrize("stride", [0, -1, (1, 0), (-(2**63), 1)])
 def test_stride_below_1(row, stride):

@@ -250,9 +250,14 @@ def _part(
 
 
 def _window(geom: Geometry, outputs: Sequence[Range], taps: Sequence[Range]) -> Window:
-    """Return what slides over the block of these outputs and taps."""
+    """Return what slides over the block of these outputs and taps.
+
+    As in a geometry, a stride between single outputs and a dilation of single taps are 1.
+    """
     O, W = (tuple(b - a for a, b in ranges) for ranges in (outputs, taps))
-    return Window(O, W, geom.stride, geom.dilation)
+    stride = tuple(s if o > 1 else 1 for s, o in zip(geom.stride, O, strict=True))
+    dilation = tuple(d if w > 1 else 1 for d, w in zip(geom.dilation, W, strict=True))
+    return Window(O, W, stride, dilation)
 
 
 def _slices(ranges: Iterable[Range]) -> tuple[slice, ...]:
