@@ -140,7 +140,7 @@ class Geometry:
         cells = [slice(None)] * self.rank
         I, stride, padding = list(self.I), list(self.stride), list(self.padding)
         for a, (low, _) in enumerate(self.padding):
-            if self.W[a] == 1 and self.stride[a] > 1 and self.padding_mode == "zeros":
+            if self.W[a] == 1 and self.padding_mode == "zeros":
                 before, first = divmod(-low, self.stride[a])
                 cells[a] = slice(first, None, self.stride[a])
                 I[a] = len(range(first, self.I[a], self.stride[a]))
@@ -183,7 +183,7 @@ class Geometry:
 
     def with_samples(self, N: int) -> Geometry:
         """Return the same convolution of `N` samples."""
-        return self if N == self.N else dataclasses.replace(self, N=N)
+        return dataclasses.replace(self, N=N)
 
     def per_sample(self) -> Geometry:
         """Return one group of all samples as one sample whose groups they are."""
