@@ -260,7 +260,7 @@ def test_enormous_stride(row, stride):
 
 @row(10)
 @pytest.mark.parametrize("stride", [2**31, 2**40, 2**62])
-@pytest.mark.parametrize("mode", ["zeros"])
+@pytest.mark.parametrize("mode", ["zeros", "replicate"])
 @pytest.mark.parametrize("method", PLAIN)
 def test_enormous_stride_and_padding(row, method, mode, stride):
     """Of three outputs the one in the middle reads the input; the others are anywhere outside."""

@@ -352,9 +352,16 @@ def test_up_to_30_spatial_axes():
         x, w, ones = np.full((1,) * (rank + 2), 2.0), np.full((1,) * (rank + 2), 3.0), (1,) * rank
         return [
             *((xconv.conv, (x, w), {"method": m}) for m in ("auto", "windows", "taps", "fft")),
-            (xconv.conv, (x, w), {"padding": 1, "padding_mode": "replicate", "stride": 3}),
             (xconv.conv_transpose, (x, w), {}),
-            (xconv.conv_grad_input, (x, w, ones), {"padding": 1, "stride": 3}),
+            *(
+                call
+                for mode in ("zeros", "replicate")
+                for more in [{"padding": 1, "padding_mode": mode, "stride": 3}]
+                for call in [
+                    (xconv.conv, (x, w), more),
+                    (xconv.conv_grad_input, (x, w, ones), more),
+                ]
+            ),
             (xconv.conv_grad_weight, (x, x, ones), {}),
             (xconv.unfold, (x, ones), {}),
             (xconv.fold, (np.ones((1, 1)), ones, ones), {"stride": 2}),

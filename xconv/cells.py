@@ -117,7 +117,8 @@ def _copied(
     for first, last in parts(0, geom.N, samples):
         own = slice(first, last)
         part = geom.with_samples(last - first)
-        for cut in itertools.product(*(padding.split(strip, widest) for strip in strips)):
+        found = (padding.split(geom, a, strip, widest) for a, strip in enumerate(strips))
+        for cut in itertools.product(*found):
             total = None
             for runs in itertools.product(*(strip.runs for strip in cut)):
                 start, stop = tuple(r.start for r in runs), tuple(r.stop for r in runs)

@@ -131,6 +131,13 @@ class Geometry:
         s, d, (low, _) = self.stride[axis], self.dilation[axis], self.padding[axis]
         return -low, s * (self.O[axis] - 1) + d * (self.W[axis] - 1) + 1 - low
 
+    def next_read(self, axis: int, q: int) -> int | None:
+        """Return the first padded coordinate from `q` on that any output reads; None: none is."""
+        s, d, (low, _) = self.stride[axis], self.dilation[axis], self.padding[axis]
+        taps = [d * t - low for t in range(self.W[axis])]
+        first = [(max(-((at - q) // s), 0), at) for at in taps]  # the output that reads it there
+        return min((s * o + at for o, at in first if o < self.O[axis]), default=None)
+
     @lru_cache(maxsize=256)  # noqa: B019 - geometries are values, and few
     def skipping(self) -> tuple[Geometry, tuple[slice, ...]]:
         """Return the input cells that one-tap axes read at all, and the convolution of them.

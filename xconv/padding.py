@@ -141,13 +141,37 @@ def copies(size: int, mode: str, pair: tuple[int, int], a: int, b: int) -> list[
     return runs
 
 
-def split(strip: Strip, widest: int) -> list[Strip]:
-    """Cut a strip so that no part, and no run of copies of one cell, is wider than `widest`."""
+def split(geom: Geometry, axis: int, strip: Strip, widest: int) -> list[Strip]:
+    """Cut a strip so that no part, and no run of copies of one cell, is wider than `widest`.
+
+    Copies that no output reads are left out: there may be a great many.
+    """
     return [
-        Strip(a, b, tuple(part for run in strip.runs for part in _copies(run, a, b, widest)))
+        Strip(
+            a,
+            b,
+            tuple(
+                part
+                for run in strip.runs
+                for copied in _copies(run, a, b)
+                for part in _read(geom, axis, copied, widest)
+            ),
+        )
         for a in range(strip.start, strip.stop, widest)
         for b in (min(a + widest, strip.stop),)
     ]
+
+
+def _read(geom: Geometry, axis: int, run: Run, widest: int) -> Iterator[Run]:
+    """Yield the parts of a run that are read, each of at most `widest` copies of one cell."""
+    start = geom.next_read(axis, run.start)
+    while start is not None and start < run.stop:
+        if run.step:
+            yield run
+            return
+        stop = min(start + widest, run.stop)
+        yield run._replace(start=start, stop=stop)
+        start = geom.next_read(axis, stop)
 
 
 def _outer(size: int, mode: str, low: int, high: int) -> list[Run]:
@@ -158,15 +182,13 @@ def _outer(size: int, mode: str, low: int, high: int) -> list[Run]:
     return below + ([_outside(size, mode, size, size + high)] if high > 0 else [])
 
 
-def _copies(run: Run, a: int, b: int, widest: int = 0) -> Iterator[Run]:
+def _copies(run: Run, a: int, b: int) -> Iterator[Run]:
     """Yield the parts of a run that are copies of the input cells ``[a, b)``."""
     first, last = run.ends()
     if not first <= a < b <= last:
         return
     if run.step == 0:
-        chunk = widest or run.stop - run.start
-        for start in range(run.start, run.stop, chunk):
-            yield Run(start, min(start + chunk, run.stop), a, 0)
+        yield run
     else:
         start = run.start + (a - first if run.step == 1 else last - b)
         yield Run(start, start + b - a, a if run.step == 1 else b - 1, run.step)
