@@ -344,6 +344,15 @@ BIG = {  # one call each whose result cannot exist
     "windows": lambda x, w: xconv.conv(x, w, padding=2**40, method="windows"),
     "no samples": lambda x, w: xconv.conv(x[:0], w, padding=2**40),
     "unfold": lambda x, w: xconv.unfold(x, (3, 2), padding=2**40),
+    "unfold, few of many": lambda x, w: xconv.unfold(x, (3, 2), padding=2**62 - 1, stride=2**62),
+    "unfold, no samples": lambda x, w: xconv.unfold(x[:0], (3, 2), padding=2**62 - 1),
+    "fold": lambda x, w: xconv.fold(x[:, :, :1, 0], (2**62,), (3,), stride=2**62),
+    "fold, far apart": lambda x, w: xconv.fold(
+        x[:, :, :3, 0], (2**62,), (3,), padding=2**61, stride=2**62
+    ),
+    "fold, replicate": lambda x, w: xconv.fold(
+        x[:, :, :3, 0], (5,), (3,), padding=2**62 - 1, stride=2**62, padding_mode="replicate"
+    ),
     "negative, transposed": lambda x, w: xconv.conv_transpose(x, w, padding=-(2**40)),
     "stride, transposed": lambda x, w: xconv.conv_transpose(x, w, stride=2**40),
     "dilation, transposed": lambda x, w: xconv.conv_transpose(x, w, dilation=2**62),

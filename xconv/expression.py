@@ -13,12 +13,7 @@ from . import choice, padding
 from .blocks import Pair, Setup
 from .cells import phase_weights
 from .geometry import SPATIAL, Geometry, Phase, Window, along
-from .namespace import (
-    Array,
-    Namespace,
-    cast,
-    zeros,
-)
+from .namespace import Array, Namespace, cast, check_bytes, dtype_name, zeros
 
 
 def forward(
@@ -90,6 +85,8 @@ def _padded(setup: Setup, g: Array, w: Array, geom: Geometry, chosen: tuple[Phas
 def _interleaved(xp: Namespace, parts: dict[int, Array], s: int, axis: int) -> Array:
     """Put part r at every s-th place from r on along an axis, and zeros where there is none."""
     some = next(iter(parts.values()))
+    whole_shape = (*some.shape[:axis], some.shape[axis] * s, *some.shape[axis + 1 :])
+    check_bytes(whole_shape, dtype_name(some.dtype))
     pieces: list[Any] = []
     free = 0
     for offset in [*sorted(parts), s]:
@@ -100,8 +97,7 @@ def _interleaved(xp: Namespace, parts: dict[int, Array], s: int, axis: int) -> A
             pieces.append(xp.expand_dims(parts[offset], axis=axis + 1))
         free = offset + 1
     whole = xp.concat(pieces, axis=axis + 1)
-    shape = (*some.shape[:axis], some.shape[axis] * s, *some.shape[axis + 1 :])
-    return xp.reshape(whole, shape)
+    return xp.reshape(whole, whole_shape)
 
 
 def _ready(setup: Setup, a: Array, operand: int) -> Array:

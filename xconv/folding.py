@@ -15,6 +15,7 @@ from .namespace import (
     Namespace,
     accept,
     cast,
+    check_bytes,
     current,
     dtype_name,
     spaced,
@@ -74,9 +75,10 @@ def unfold(
     geom = geometry(
         N, C, C, spatial, W, options(len(W), stride, padding, dilation, 1, padding_mode)
     )
+    shape = (N, C * math.prod(W), math.prod(geom.O))
+    check_bytes(shape, dtype_name(x.dtype))
     with current(x):
         if 0 in (N, C):
-            shape = (N, C * math.prod(W), math.prod(geom.O))
             return zeros(xp, shape[not batched :], x)
         zero = (0,) * geom.rank
         start, stop = geom.reads(zero, geom.O, zero, geom.W)
@@ -86,7 +88,7 @@ def unfold(
         # (C, *W, N, *O) -> (N, C, *W, *O)
         r = geom.rank
         view = xp.permute_dims(view, (r + 1, *range(r + 1), *range(r + 2, 2 * r + 2)))
-        cols = xp.reshape(view, (N, C * math.prod(W), math.prod(geom.O)), copy=True)
+        cols = xp.reshape(view, shape, copy=True)
         return cols if batched else cols[0, ...]
 
 
@@ -146,9 +148,10 @@ def fold(
             "cols with a multiple of prod(kernel_size) rows and prod(output size) columns",
             f"cols of shape {tuple(cols.shape)}, kernel size {W}, output size {geom.O}",
         )
+    shape = (N, geom.C, *spatial)
+    check_bytes(shape, dtype_name(cols.dtype))
     with current(cols):
-        if 0 in (N, geom.C, *spatial):
-            shape = (N, geom.C, *spatial)
+        if 0 in shape:
             return zeros(xp, shape[not batched :], cols)
         r = geom.rank
         # (N, C, *W, *O) -> (1, C, *W, N, *O)
@@ -169,20 +172,17 @@ def _overlapped(xp: Namespace, view: Array, geom: Geometry) -> Array:
         d, s, low = geom.dilation[a], geom.stride[a], geom.padding[a][0]
         terms = []
         for t in range(geom.W[a]):
-            part = spaced(xp, view[along(window_axis, t)], axis, s)
-            terms.append(_placed(xp, part, d * t - low - begin, axis, end - begin))
+            cell = d * t - low - begin  # of output 0
+            first = max(-(cell // s), 0)
+            last = max(min((end - begin - 1 - cell) // s + 1, geom.O[a]), first)
+            part = view[along(window_axis, t)][along(axis, slice(first, last))]
+            part = spaced(xp, part, axis, s if last - first > 1 else 1)
+            before = min(cell + s * first, end - begin)
+            part = part[along(axis, slice(0, end - begin - before))]
+            after = end - begin - before - part.shape[axis]
+            terms.append(pads.embedded(xp, part, axis, before, after))
         view = pads.total(terms)
     return view
-
-
-def _placed(xp: Namespace, part: Array, first: int, axis: int, length: int) -> Array:
-    """Return an axis of `length` cells that holds `part` from cell `first` on, cut to fit."""
-    size = part.shape[axis]
-    start = min(max(-first, 0), size)
-    stop = max(min(size, length - first), start)
-    part = part[along(axis, slice(start, stop))]
-    before = min(max(first, 0), length)
-    return pads.embedded(xp, part, axis, before, length - before - part.shape[axis])
 
 
 def _samples(a: Array, axes: int, name: str, rank: int) -> tuple[bool, int, int, tuple[int, ...]]:

@@ -460,10 +460,12 @@ def spaced(xp: Namespace, a: Array, axis: int, step: int) -> Array:
     """Put the entries of one axis `step` apart, zeros behind each, as an expression."""
     if step == 1:
         return a
+    spaced = (*a.shape[:axis], a.shape[axis] * step, *a.shape[axis + 1 :])
+    check_bytes(spaced, dtype_name(a.dtype))
     shape = (*a.shape[: axis + 1], step - 1, *a.shape[axis + 1 :])
     behind = zeros(xp, shape, a)
     wide = xp.concat([xp.expand_dims(a, axis=axis + 1), behind], axis=axis + 1)
-    return xp.reshape(wide, (*a.shape[:axis], a.shape[axis] * step, *a.shape[axis + 1 :]))
+    return xp.reshape(wide, spaced)
 
 
 def finite(a: Array) -> bool:

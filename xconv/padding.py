@@ -16,6 +16,8 @@ from .geometry import SPATIAL, Geometry, Ints, along
 from .namespace import (
     Array,
     Namespace,
+    check_bytes,
+    dtype_name,
     dtype_of,
     scratch,
     zeros,
@@ -248,6 +250,8 @@ def fill(x: Array, how: Reading, block: Array) -> None:
 
 def pad(xp: Namespace, x: Array, geom: Geometry, start: Ints, stop: Ints) -> Array:
     """Return a box of padded coordinates as one expression; see `read`."""
+    sizes = (b - a for a, b in zip(start, stop, strict=True))
+    check_bytes((*x.shape[:SPATIAL], *sizes), dtype_name(x.dtype))
     for a in range(geom.rank):
         axis = SPATIAL + a
         parts = []
@@ -302,6 +306,8 @@ def adjoint(xp: Namespace, dx: Array, axis: int, run: Run) -> Array:
 
 def embedded(xp: Namespace, part: Array, axis: int, before: int, after: int) -> Array:
     """Return `part` with zeros before and after it on one axis."""
+    size = before + part.shape[axis] + after
+    check_bytes((*part.shape[:axis], size, *part.shape[axis + 1 :]), dtype_name(part.dtype))
 
     def side(n: int) -> list[Array]:
         shape = (*part.shape[:axis], n, *part.shape[axis + 1 :])
