@@ -272,6 +272,17 @@ def test_enormous_stride_and_padding(row, method, mode, stride):
         assert_array_equal(result, right, strict=True)
 
 
+@row(10)
+def test_enormous_strides_along_many_axes(row):
+    """The cells of a block that spans all outputs are more than a float can count."""
+    x, w = np.ones((1, 1, *(1,) * 18)), np.ones((1, 1, *(1,) * 17, 3))
+    options = {"padding": ((0, 2**62),) * 17 + ((1, 1),), "stride": 2**62}
+    y = xconv.conv(x, w, **options)
+    assert y.shape == (1, 1, *(2,) * 17, 1)
+    assert np.count_nonzero(y) == 1
+    assert xconv.conv_grad_input(y, w, (1,) * 18, **options).item() == 1
+
+
 @row(11)
 @pytest.mark.parametrize("stride", [0, -1, (1, 0), (-(2**63), 1)])
 def test_stride_below_1(row, stride):
@@ -343,6 +354,12 @@ BIG = {  # one call each whose result cannot exist
     "taps": lambda x, w: xconv.conv(x, w, padding=2**40, method="taps"),
     "windows": lambda x, w: xconv.conv(x, w, padding=2**40, method="windows"),
     "no samples": lambda x, w: xconv.conv(x[:0], w, padding=2**40),
+    **{
+        f"explained, {name}": lambda x, w, name=name: xconv.explain(
+            x, w, padding=2**62, contraction=name
+        )
+        for name in ("forward", "grad_input", "grad_weight")
+    },
     "unfold": lambda x, w: xconv.unfold(x, (3, 2), padding=2**40),
     "unfold, few of many": lambda x, w: xconv.unfold(x, (3, 2), padding=2**62 - 1, stride=2**62),
     "unfold, no samples": lambda x, w: xconv.unfold(x[:0], (3, 2), padding=2**62 - 1),

@@ -253,7 +253,7 @@ def costs(task: Task, geom: Geometry, algorithm: Algorithm, mirrored: bool) -> f
         return START + products + transforms + POINT * wide * inputs * sums
     if algorithm is fft:
         cells = math.prod(
-            fft.fast(s * (o - 1) + d * (w - 1) + 1)
+            float(fft.fast(s * (o - 1) + d * (w - 1) + 1))  # ints of many axes may be no float
             for o, w, s, d in zip(geom.O, geom.W, geom.stride, geom.dilation, strict=True)
         )
         waves = WAVE * wide * cells * math.log2(cells + 1)
@@ -303,7 +303,7 @@ def scattered(task: Task, geom: Geometry, size: Ints, pairs: int = 1) -> plan.Bo
 
 def _phased(task: Task, geom: Geometry, size: Ints) -> float:
     """Estimate an input gradient as a convolution at each phase of the stride."""
-    phases = math.prod(geom.stride)
+    phases = math.prod(map(min, geom.stride, geom.W))
     cells = tuple(-(-n // s) for n, s in zip(size, geom.stride, strict=True))
     W = tuple(-(-w // s) for w, s in zip(geom.W, geom.stride, strict=True))
     dilation = tuple(d // math.gcd(d, s) for d, s in zip(geom.dilation, geom.stride, strict=True))

@@ -14,7 +14,7 @@ from .call import Call
 from .choice import Algorithm, Task
 from .errors import Refusal, public
 from .geometry import Geometry, Ints, named
-from .namespace import Array, accept, chunked, in_place
+from .namespace import Array, accept, check_bytes, chunked, in_place
 from .plan import MIB, Plan, count
 from .validation import Settings, forward_call
 
@@ -173,6 +173,7 @@ def explain(
         "grad_weight": call.weight_terms,
     }
     types = call.types(x, w, terms[contraction])
+    check_bytes(call.y_shape, types.result)
     task = Task(xp, call.method, *types, call.limits)
     geom = call.geom
     return Explanation(
