@@ -545,6 +545,31 @@ def test_memory_of_inputs(number, name, dtype):
         )
 
 
+@row(24)
+def test_byte_swapped_everywhere_else(row):
+    """In what is no contraction, and where nothing is added up."""
+    x, w = draw(2, 3, 6), draw(3, 3, 1)
+    swapped, kernel = (a.astype(a.dtype.newbyteorder()) for a in (x, w))
+    cols = xconv.unfold(x, (2,))
+    results = [
+        (xconv.unfold(swapped, (2,)), cols),
+        (xconv.unfold(swapped[:0], (2,)), cols[:0]),
+        (xconv.fold(cols.astype(swapped.dtype), (6,), (2,)), xconv.fold(cols, (6,), (2,))),
+        (xconv.fold(swapped, (6,), (1,)), x),
+        (xconv.fold(swapped[:0], (6,), (1,)), x[:0]),
+        (xconv.conv_double_backward(None, None, None, swapped, swapped, kernel)[1], 0 * x),
+        (
+            xconv.conv_backward(swapped[..., :1], swapped[..., :1], kernel).db,
+            x[..., :1].sum((0, 2)),
+        ),
+        (xconv.nn.Conv(3, 4, (2,), like=swapped).weight, None),
+    ]
+    for result, right in results:
+        assert result.dtype.isnative
+        if right is not None:
+            assert_array_equal(result, right, strict=True)
+
+
 @row(23)
 def test_broadcast_inputs(row):
     x = np.broadcast_to(draw(1, 3, 1, 5), (2, 3, 6, 5))

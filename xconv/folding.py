@@ -18,6 +18,7 @@ from .namespace import (
     check_bytes,
     current,
     dtype_name,
+    native,
     spaced,
     windows,
     zeros,
@@ -70,6 +71,7 @@ def unfold(
            [1., 2., 3.]])
     """
     xp, (x,) = accept(x=x)
+    x = native(xp, x)
     W = sizes(kernel_size, "kernel_size")
     batched, N, C, spatial = _samples(x, len(W), "x", len(W))
     geom = geometry(
@@ -137,6 +139,7 @@ def fold(
     array([[1., 2., 2., 1.]])
     """
     xp, (cols,) = accept(cols=cols)
+    cols = native(xp, cols)
     W = sizes(kernel_size, "kernel_size")
     spatial = sizes(input_size, "input_size", len(W))
     batched, N, channels, (length,) = _samples(cols, 1, "cols", len(W))

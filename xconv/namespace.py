@@ -270,6 +270,11 @@ def cast(xp: Namespace, a: Array, name: str) -> Array:
     return xp.astype(a, dtype_of(xp, name))
 
 
+def native(xp: Namespace, a: Array) -> Array:
+    """Return an array in the byte order of the machine: itself, if it is."""
+    return xp.astype(a, dtype_of(xp, dtype_name(a.dtype)), copy=False)
+
+
 def contiguous(xp: Namespace, a: Array, name: str) -> Array:
     """Return `a` itself if it is contiguous and of that dtype, else a copy (NumPy and CuPy)."""
     return xp.ascontiguousarray(a, dtype=dtype_of(xp, name))
@@ -487,7 +492,8 @@ def random_uniform(shape: tuple[int, ...], bound: float, rng: Any, like: Array |
     if dtype_name(like.dtype) in INTEGER:
         raise Refusal("like of a floating or complex dtype", str(like.dtype), TypeError)
     with current(like):
-        return xp.asarray(values.astype(np.float32), dtype=like.dtype, device=device(like))
+        dtype = dtype_of(xp, dtype_name(like.dtype))  # in the byte order of the machine
+        return xp.asarray(values.astype(np.float32), dtype=dtype, device=device(like))
 
 
 def random_integers(rng: Any, like: Array) -> Array:
