@@ -113,6 +113,7 @@ OPTIONS = [  # functions, option, value, error, the words of the message
     (FUNCTIONS, "padding", (1, 1, 1), ValueError, [("(1, 1, 1)", 3)]),
     (FUNCTIONS, "padding", ((1, 1),), ValueError, [("((1, 1),)", 1)]),
     (FUNCTIONS, "padding", ((1, 1, 1), (1, 1, 1)), ValueError, [("(1, 1, 1)", 3)]),
+    (FUNCTIONS, "padding", (1, (1, 1)), ValueError, ["(1, (1, 1))"]),
     (FUNCTIONS, "padding", "sane", ValueError, ["sane"]),
     (FORWARD_SIZED, "dilation", 5, ValueError, [7, 3, 5]),
     (FORWARD_SIZED, "padding", -3, ValueError, [7, 3, -3]),
@@ -155,6 +156,7 @@ OPTIONS = [  # functions, option, value, error, the words of the message
 HOSTILE = [  # an integer option's value, and the type that the message names
     (True, "bool"),
     (np.True_, "bool"),
+    (torch.tensor(True), "tensor(True)"),  # has an index, as no other bool
     (1.5, "float"),
     ("1", "str"),
     (b"1", "bytes"),
@@ -179,6 +181,22 @@ INTEGERS = [
 )
 def test_option(name, option, value, error, words):
     check(error, words, getattr(xconv, name), *good(name), **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "rule"),
+    [
+        ("groups", 1.5, "groups to be an int"),
+        ("stride", 1.5, "stride to be an int or a tuple of ints"),
+        ("stride", (1, 1.5), "every entry of stride to be an int"),
+        ("padding", 1.5, r"padding to be an int, a tuple of ints or pairs, or one of \(.*\)"),
+        ("padding", (1, 1.5), "every entry of padding to be an int"),
+        ("padding", ((1, 1.5), (1, 1)), "every entry of padding to be an int"),
+    ],
+)
+def test_rule_for_an_int(option, value, rule):
+    with pytest.raises(TypeError, match=rf"^conv: need {rule}; got 1.5"):
+        xconv.conv(*good("conv"), **{option: value})
 
 
 @pytest.mark.parametrize(("name", "option"), INTEGERS)

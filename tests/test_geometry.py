@@ -1,33 +1,22 @@
 """The plain integers of `geometry` and `padding`, against counting one by one."""
 
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 
 import numpy as np
 import oracle
 import pytest
 
+from xconv import padding, scatter
 from xconv.geometry import Geometry, geometry, halved, options, slab
 
 MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
 
 
-def one_axis(size, kernel, **more) -> Geometry:
-    return geometry(1, 1, 1, (size,), (kernel,), options(1, **more))
-
-
 def follows_the_size_rule(geom: Geometry) -> bool:
-    """Whether its sizes and padding are those of a convolution that a user could ask for."""
-    axes = zip(geom.I, geom.W, geom.stride, geom.padding, geom.dilation, strict=True)
-    return (
-        tuple(
-            oracle.output_size(
-                *zip(*[(axis[0], axis[1])], strict=True), axis[2], (axis[3],), axis[4]
-            )[0]
-            for axis in axes
-        )
-        == geom.O
-    )
+    """Whether its output sizes are those of its input sizes and padding."""
+    opts = options(geom.rank, geom.stride, geom.padding, geom.dilation)
+    return oracle.output_size(geom.I, geom.W, *opts[:3]) == geom.O
 
 
 AXES = [  # size, kernel, stride, dilation, padding: all that have an output
@@ -62,7 +51,7 @@ def test_phases_are_all_meetings_of_cells_and_taps(axis):
 @pytest.mark.parametrize("axis", AXES, ids=str)
 def test_one_tap_per_axis_is_a_convolution_of_every_stride_th_cell(axis):
     size, _, s, _, pair = axis
-    geom = one_axis(size, 1, stride=s, padding=(pair,))
+    geom = geometry(1, 1, 1, (size,), (1,), options(1, s, (pair,), 1))
     less, (cells,) = geom.skipping()
     assert less.stride == (1,)
     assert follows_the_size_rule(less)
@@ -91,3 +80,131 @@ def test_a_slab_has_every_cell_between_the_first_and_the_last_that_is_read():
 def test_halved_goes_down_to_ones_in_order():
     shapes = [(5, 1, 3), (5, 1, 2), (5, 1, 1), (3, 1, 1), (2, 1, 1), (1, 1, 1)]
     assert list(halved((5, 1, 3), (1, 2, 0))) == shapes
+
+
+@pytest.mark.parametrize("axis", AXES, ids=str)
+def test_outputs_that_read_a_box_and_what_they_add_to_it(axis):
+    size, kernel, s, d, pair = axis
+    geom = geometry(1, 1, 1, (size,), (kernel,), options(1, s, (pair,), d))
+    (O,), (s,), (d,) = geom.O, geom.stride, geom.dilation
+    for start, stop in ((0, size), (1, 3), (-3, 0), (size - 1, size + 2)):
+        near = [o for o in range(O) if start - d * (kernel - 1) <= s * o - pair[0] < stop]
+        (first,), (last,) = scatter.outputs(geom, (start,), (stop,))
+        assert list(range(first, last)) == near
+        found = []
+        for tap, there, here in scatter.additions(geom, (first,), (last,), (start,), (stop,)):
+            cells = range(stop - start)[there[-1]]
+            outputs = range(last - first)[here[-1]]
+            found += [(tap, c, o) for c, o in zip(cells, outputs, strict=True)]
+            assert outputs
+        meetings = product(range(kernel), range(stop - start), range(last - first))
+        right = [
+            (t, c, o) for t, c, o in meetings if start + c == s * (first + o) + d * t - pair[0]
+        ]
+        assert sorted(found) == right
+
+
+# -- padding
+
+SIDES = [(0, 0), (1, 0), (0, 2), (3, 3), (-1, 2), (3, -4), (-2, -1)]
+LINES = [  # size, mode, low, high
+    (size, mode, *pair)
+    for size, mode, pair in product((1, 4, 5), MODES, SIDES)
+    if max(pair) <= {"reflect": size - 1, "replicate": 9, "zeros": 9}.get(mode, size)
+    and size + sum(pair) > 0
+]
+
+
+def held(run) -> list[tuple[int, int]]:
+    """Each coordinate of a run and the cell that it holds; of one of zeros none."""
+    if run.source is None:
+        return []
+    return [(q, run.source + run.step * (q - run.start)) for q in range(run.start, run.stop)]
+
+
+@pytest.mark.parametrize("line", LINES, ids=str)
+def test_pieces_are_the_padded_line(line):
+    size, mode, low, high = line
+    whole = oracle.padded(size, low, high, mode)
+    for start, stop in ((-low, size + high), (0, 1), (-low, 0), (1, size + high)):
+        if -low <= start < stop <= size + high:
+            right = [(q, whole[q + low]) for q in range(start, stop)]
+            runs = padding.pieces(size, mode, start, stop)
+            assert [q for run in runs for q in range(run.start, run.stop)] == [*range(start, stop)]
+            assert [place for run in runs for place in held(run)] == [
+                (q, cell) for q, cell in right if cell is not None
+            ]
+            for run in runs:
+                cells = np.arange(size)[run.cells()]
+                assert list(np.broadcast_to(cells, len(held(run)))) == [c for _, c in held(run)]
+
+
+@pytest.mark.parametrize("line", LINES, ids=str)
+def test_strips_and_copies_are_all_that_hold_a_cell(line):
+    size, mode, low, high = line
+    before, after = max(low, 0), max(high, 0)
+    whole = oracle.padded(size, before, after, mode)
+    right = sorted((q - before, cell) for q, cell in enumerate(whole) if cell is not None)
+    strips = padding.strips(size, mode, low, high)
+    assert [cell for strip in strips for cell in range(strip.start, strip.stop)] == [*range(size)]
+    for strip in strips:
+        inside = [place for place in right if strip.start <= place[1] < strip.stop]
+        assert sorted(place for run in strip.runs for place in held(run)) == inside
+        for widest in (1, 2, 5):
+            some = padding.split(strip, widest)
+            assert (
+                max(max(s.stop - s.start, *(r.stop - r.start for r in s.runs)) for s in some)
+                <= widest
+            )
+            assert sorted(place for s in some for run in s.runs for place in held(run)) == inside
+            for one in some:
+                assert all(
+                    one.start <= cell < one.stop for run in one.runs for _, cell in held(run)
+                )
+                assert all(
+                    run.step == 0 or len(held(run)) == one.stop - one.start for run in one.runs
+                )
+    for a, b in ((0, size), (1, 3), (size - 1, size), (2, 2)):
+        if a <= b <= size:
+            runs = padding.copies(size, mode, (low, high), a, b)
+            assert sorted(place for run in runs for place in held(run)) == [
+                place for place in right if a <= place[1] < b
+            ]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_tile_is_copied_where_padding_copies_any_of_its_cells(mode):
+    for tile in padding.tiles((6, 5), mode, ((2, 0), (1, 2))):
+        here = [*product(*map(range, tile.start, tile.stop))]
+        lines = oracle.padded(6, 2, 0, mode), oracle.padded(5, 1, 2, mode)
+        assert tile.copied == any(
+            line.count(i) > 1 for at in here for line, i in zip(lines, at, strict=True)
+        )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_reading_copies_only_where_padding_has_a_part(mode):
+    geom = geometry(2, 3, 3, (6, 5), (1, 1), options(2, 1, ((2, 3), (1, 2)), 1, 1, mode))
+    x = np.arange(2 * 3 * 6 * 5.0).reshape(1, 3, 2, 6, 5)
+    box = (slice(0, 1), slice(1, 3), slice(1, 2))
+    lines = oracle.padded(6, 2, 3, mode), oracle.padded(5, 1, 2, mode)
+    for start, stop in (((0, 0), (6, 5)), ((2, 1), (4, 3)), ((-2, -1), (9, 7)), ((-2, 1), (0, 4))):
+        how = padding.reading(geom, box, start, stop)
+        cells = [
+            line[a + low : b + low]
+            for line, a, b, low in zip(lines, start, stop, (2, 1), strict=True)
+        ]
+        assert how.zeros == any(None in line for line in cells)
+        steps = [b - a for line in cells if None not in line for a, b in pairwise(line)]
+        straight = not how.zeros and set(steps) <= {1}
+        assert (how.inside is not None) == straight
+        assert not (straight and how.copies)
+        want = np.zeros((1, 2, 1, *map(len, cells)))
+        for at in np.ndindex(want.shape[3:]):
+            cell = tuple(line[i] for line, i in zip(cells, at, strict=True))
+            if None not in cell:
+                want[(..., *at)] = x[(*box, *cell)]
+        for dtype in ("float64", "float32"):
+            block = padding.read(np, x, how, dtype)
+            np.testing.assert_array_equal(block, want.astype(dtype), strict=True)
+            assert np.shares_memory(block, x) == (straight and dtype == "float64")
