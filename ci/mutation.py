@@ -258,11 +258,12 @@ class Mutation:
             if type(a) is functools._lru_cache_wrapper and a.__module__.startswith("xconv.")
         ]
         everything = range(len(self.items))
-        list(map(self.run, everything))  # which keeps what the oracles compute
-        called = list(map(self.called, everything))
-        self.records = list(map(Record, map(self.seconds, everything), called))
-        seconds = sum(record.seconds for record in self.records)
-        print(f"{len(self.items)} tests of {seconds:.0f} s, {len(self.chosen)} mutants", flush=True)
+        seconds = list(map(self.seconds, everything))  # which keeps what the oracles compute
+        self.records = list(map(Record, seconds, map(self.called, everything)))
+        print(
+            f"{len(self.items)} tests of {sum(seconds):.0f} s, {len(self.chosen)} mutants",
+            flush=True,
+        )
         for mutant in self.chosen:
             while len(self.running) >= self.jobs:
                 self.finish()
@@ -294,7 +295,7 @@ class Mutation:
         return frozenset(found)
 
     def seconds(self, i: int) -> float:
-        """Run a test, which must pass; return how long it takes now that oracles are computed."""
+        """Run a test, which must pass; return how long it takes."""
         start = time.perf_counter()
         if not self.run(i):
             pytest.exit(f"{self.items[i].nodeid} fails without a mutant", returncode=2)

@@ -146,12 +146,15 @@ def test_strips_and_copies_are_all_that_hold_a_cell(line):
     whole = oracle.padded(size, before, after, mode)
     right = sorted((q - before, cell) for q, cell in enumerate(whole) if cell is not None)
     strips = padding.strips(size, mode, low, high)
+    reading = Geometry(  # all of it
+        *(1, 1, 1, 1, (size,), (1,), (len(whole),), (1,), (1,), ((before, after),), mode)
+    )
     assert [cell for strip in strips for cell in range(strip.start, strip.stop)] == [*range(size)]
     for strip in strips:
         inside = [place for place in right if strip.start <= place[1] < strip.stop]
         assert sorted(place for run in strip.runs for place in held(run)) == inside
         for widest in (1, 2, 5):
-            some = padding.split(strip, widest)
+            some = padding.split(reading, 0, strip, widest)
             assert (
                 max(max(s.stop - s.start, *(r.stop - r.start for r in s.runs)) for s in some)
                 <= widest

@@ -309,9 +309,9 @@ class Options(NamedTuple):
 
 def options(
     rank: int,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
     groups: Any = 1,
     padding_mode: Any = "zeros",
 ) -> Options:
