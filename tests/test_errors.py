@@ -526,6 +526,7 @@ DTYPES = [  # x, w, b and dtype=, and what must stand after "got"
     ("int8", "int8", None, "uint8", ["int8", "uint8"]),
     ("int32", "int32", None, "float32", ["int32", "float32"]),
     ("float64", "float64", None, "complex64", ["float64", "complex64"]),
+    ("int8", "int8", None, ml_dtypes.bfloat16, ["bfloat16"]),  # NumPy has none of its own
 ]
 
 
