@@ -217,6 +217,16 @@ class TestChecks:
         assert 0 <= error < 0.01
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e308, 1e308 + 1e308j])
+@pytest.mark.parametrize("check", [check_gradients, check_adjoint])
+def test_numbers_that_nothing_can_be_said_of(check, value):
+    """They fail, and never pass or warn."""
+    x, w, _ = operands(dtype=type(value))
+    x[0, 0, 3, 3] = value
+    with pytest.raises(AssertionError, match="is wrong: relative errors"):
+        check(np.full_like(x, value), w)
+
+
 def wrong(function, change):
     """The public function with its result changed."""
     return lambda *args, **options: change(function(*args, **options))

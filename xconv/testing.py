@@ -15,6 +15,7 @@ from .namespace import (
     Namespace,
     accept,
     cast,
+    current,
     default_rng,
     dtype_name,
     random_integers,
@@ -69,20 +70,21 @@ def check_gradients(x: Array, w: Array, b: Array | None = None, /, **options: An
     """
     xp, (x, w, b) = accept(("b",), x=x, w=w, b=b)
     bound = _bound(x, w, b)
-    rng = default_rng(0)
-    y = conv(x, w, b, **options)
-    dy = random_integers(rng, y)
-    grads = conv_backward(dy, x, w, **options)
-    arguments: list[Array] = [x, w] if b is None else [x, w, b]
-    errors = {}
-    for i, (name, argument) in enumerate(zip("xwb", arguments, strict=False)):
-        step = random_integers(rng, argument)
-        moved = [a + step if i == j else a for j, a in enumerate(arguments)]
-        after, before = _inner(xp, dy, conv(*moved, **options)), _inner(xp, dy, y)
-        change, predicted = after[0] - before[0], _inner(xp, grads[i], step)
-        size = after[1] + before[1] + predicted[1]
-        errors[f"d{name}"] = abs(change.real - predicted[0].real) / (size or 1.0)
-    return _largest(errors, bound)
+    with current(x):
+        rng = default_rng(0)
+        y = conv(x, w, b, **options)
+        dy = random_integers(rng, y)
+        grads = conv_backward(dy, x, w, **options)
+        arguments: list[Array] = [x, w] if b is None else [x, w, b]
+        errors = {}
+        for i, (name, argument) in enumerate(zip("xwb", arguments, strict=False)):
+            step = random_integers(rng, argument)
+            moved = [a + step if i == j else a for j, a in enumerate(arguments)]
+            after, before = _inner(xp, dy, conv(*moved, **options)), _inner(xp, dy, y)
+            change, predicted = after[0] - before[0], _inner(xp, grads[i], step)
+            size = after[1] + before[1] + predicted[1]
+            errors[f"d{name}"] = abs(change.real - predicted[0].real) / (size or 1.0)
+        return _largest(errors, bound)
 
 
 @public
@@ -124,26 +126,27 @@ def check_adjoint(x: Array, w: Array, /, **options: Any) -> float:
     """
     xp, (x, w) = accept(x=x, w=w)
     bound = _bound(x, w)
-    y = conv(x, w, **options)
-    geom = forward_call(xp, tuple(x.shape), tuple(w.shape), Settings(**options)).geom
-    g = random_integers(default_rng(0), y)
-    whole, size = _inner(xp, g, y)
-    layout = options.get("layout", "channels_first")
-    back = layout if isinstance(layout, str) else tuple(layout)[::-1]
-    transposed = conv_transpose(g, w, output_size=geom.I, **{**options, "layout": back})
-    others = {
-        "conv_grad_input": _inner(xp, conv_grad_input(g, w, geom.I, **options), x),
-        "conv_grad_weight": _inner(xp, conv_grad_weight(g, x, geom.W, **options), w),
-    }
-    errors = {
-        name: abs(value - whole) / ((size + magnitude) or 1.0)
-        for name, (value, magnitude) in others.items()
-    }
-    # without conjugation on either side, this one holds for complex arrays too
-    plain, size = _inner(xp, g, y, conjugate=False)
-    value, magnitude = _inner(xp, transposed, x, conjugate=False)
-    errors["conv_transpose"] = abs(value - plain) / ((size + magnitude) or 1.0)
-    return _largest(errors, bound)
+    with current(x):
+        y = conv(x, w, **options)
+        geom = forward_call(xp, tuple(x.shape), tuple(w.shape), Settings(**options)).geom
+        g = random_integers(default_rng(0), y)
+        whole, size = _inner(xp, g, y)
+        layout = options.get("layout", "channels_first")
+        back = layout if isinstance(layout, str) else tuple(layout)[::-1]
+        transposed = conv_transpose(g, w, output_size=geom.I, **{**options, "layout": back})
+        others = {
+            "conv_grad_input": _inner(xp, conv_grad_input(g, w, geom.I, **options), x),
+            "conv_grad_weight": _inner(xp, conv_grad_weight(g, x, geom.W, **options), w),
+        }
+        errors = {
+            name: _distance(value, whole) / ((size + magnitude) or 1.0)
+            for name, (value, magnitude) in others.items()
+        }
+        # without conjugation on either side, this one holds for complex arrays too
+        plain, size = _inner(xp, g, y, conjugate=False)
+        value, magnitude = _inner(xp, transposed, x, conjugate=False)
+        errors["conv_transpose"] = _distance(value, plain) / ((size + magnitude) or 1.0)
+        return _largest(errors, bound)
 
 
 def _inner(xp: Namespace, a: Array, b: Array, conjugate: bool = True) -> tuple[complex, float]:
@@ -152,6 +155,11 @@ def _inner(xp: Namespace, a: Array, b: Array, conjugate: bool = True) -> tuple[c
     a, b = cast(xp, a, wide), cast(xp, b, wide)
     product = (xp.conj(a) if conjugate and "complex" in wide else a) * b
     return complex(xp.sum(product)), float(xp.sum(xp.abs(product)))
+
+
+def _distance(a: complex, b: complex) -> float:
+    """Return ``abs(a - b)``, infinite where that would raise an OverflowError."""
+    return math.hypot(a.real - b.real, a.imag - b.imag)
 
 
 def _bound(*arrays: Array | None) -> float:
