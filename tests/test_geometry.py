@@ -3,6 +3,7 @@
 from itertools import pairwise, product
 from math import prod
 
+import array_api_strict as strict
 import numpy as np
 import oracle
 import pytest
@@ -77,6 +78,27 @@ def test_a_slab_has_every_cell_between_the_first_and_the_last_that_is_read():
         assert slab(geom, o, w) == prod(np.subtract(stop, start))
 
 
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
+@pytest.mark.parametrize(("start", "stop"), [((0, 0), (7, 9)), ((2, 3), (4, 5)), ((6, 0), (7, 1))])
+def test_products_first_make_the_input_gradient(stride, start, stop):
+    G, N, c, k, sizes, W = 2, 4, 3, 5, (7, 9), (3, 2)
+    geom = geometry(N, G * c, G * k, sizes, W, options(2, stride, 1, (2, 1), G))
+    rng = np.random.default_rng(0)
+    w, g = rng.integers(-9, 9, (G, k, c, *W)), rng.integers(-9, 9, (G, k, N, *geom.O))
+    first, last = scatter.outputs(geom, start, stop)
+    found = scatter.grad_input(
+        np,
+        g[(..., *map(slice, first, last))],
+        scatter.prepare(np, w),
+        (G, c, N, *np.subtract(stop, start)),
+        scatter.additions(geom, first, last, start, stop),
+    )
+    flat = np.moveaxis(g, 2, 0).reshape(N, G * k, *geom.O), w.reshape(G * k, c, *W)
+    right = oracle.grad_input(*flat, sizes, stride=stride, padding=1, dilation=(2, 1), groups=G)
+    right = right.reshape(N, G, c, *sizes)[(..., *map(slice, start, stop))]
+    np.testing.assert_array_equal(np.moveaxis(found, 2, 0), right)
+
+
 def test_halved_goes_down_to_ones_in_order():
     shapes = [(5, 1, 3), (5, 1, 2), (5, 1, 1), (3, 1, 1), (2, 1, 1), (1, 1, 1)]
     assert list(halved((5, 1, 3), (1, 2, 0))) == shapes
@@ -91,6 +113,7 @@ def test_outputs_that_read_a_box_and_what_they_add_to_it(axis):
         near = [o for o in range(O) if start - d * (kernel - 1) <= s * o - pair[0] < stop]
         (first,), (last,) = scatter.outputs(geom, (start,), (stop,))
         assert list(range(first, last)) == near
+        assert 0 <= first <= last <= O
         found = []
         for tap, there, here in scatter.additions(geom, (first,), (last,), (start,), (stop,)):
             cells = range(stop - start)[there[-1]]
@@ -134,7 +157,7 @@ def test_pieces_are_the_padded_line(line):
             assert [place for run in runs for place in held(run)] == [
                 (q, cell) for q, cell in right if cell is not None
             ]
-            for run in runs:
+            for run in (run for run in runs if run.source is not None):
                 cells = np.arange(size)[run.cells()]
                 assert list(np.broadcast_to(cells, len(held(run)))) == [c for _, c in held(run)]
 
@@ -153,6 +176,7 @@ def test_strips_and_copies_are_all_that_hold_a_cell(line):
     for strip in strips:
         inside = [place for place in right if strip.start <= place[1] < strip.stop]
         assert sorted(place for run in strip.runs for place in held(run)) == inside
+        assert len(strip.runs) <= 3
         for widest in (1, 2, 5):
             some = padding.split(reading, 0, strip, widest)
             assert (
@@ -170,6 +194,7 @@ def test_strips_and_copies_are_all_that_hold_a_cell(line):
     for a, b in ((0, size), (1, 3), (size - 1, size), (2, 2)):
         if a <= b <= size:
             runs = padding.copies(size, mode, (low, high), a, b)
+            assert all(map(held, runs))
             assert sorted(place for run in runs for place in held(run)) == [
                 place for place in right if a <= place[1] < b
             ]
@@ -211,3 +236,53 @@ def test_reading_copies_only_where_padding_has_a_part(mode):
             block = padding.read(np, x, how, dtype)
             np.testing.assert_array_equal(block, want.astype(dtype), strict=True)
             assert np.shares_memory(block, x) == (straight and dtype == "float64")
+
+
+@pytest.mark.parametrize("xp", [np, strict], ids=["numpy", "strict"])
+@pytest.mark.parametrize("line", LINES, ids=str)
+def test_padding_as_an_expression_and_its_adjoint(xp, line):
+    size, mode, low, high = line
+    pairs = ((low, high), (0, 0))
+    geom = geometry(1, 2, 2, (size, 3), (1, 1), options(2, 1, pairs, 1, 1, mode))
+    x = np.arange(1, 1 + 2 * size * 3, dtype=np.int16).reshape(1, 2, 1, size, 3)
+    whole = oracle.padded(size, max(low, 0), max(high, 0), mode)
+    crop = slice(max(-low, 0), len(whole) - max(-high, 0))
+    want = np.zeros((1, 2, 1, len(whole), 3), np.int16)
+    for q, cell in enumerate(whole):
+        if cell is not None:
+            want[:, :, :, q] = x[:, :, :, cell]
+    found = padding.pad(xp, xp.asarray(x), geom, (-low, 0), (size + high, 3))
+    np.testing.assert_array_equal(np.asarray(found), want[:, :, :, crop], strict=True)
+
+    if mode == "zeros":  # what padding adds has no gradient
+        want, whole = x, range(size)
+    adjoint = np.zeros_like(x)
+    for q, cell in enumerate(whole):
+        adjoint[:, :, :, cell] += want[:, :, :, q]
+    back = padding.unpad(xp, xp.asarray(want), geom)
+    np.testing.assert_array_equal(np.asarray(back), adjoint, strict=True)
+    start = 0 if mode == "zeros" else -max(low, 0)
+    assert padding.extent(geom, 0) == (start, start + len(whole))
+
+
+def test_torch_differentiates_through_padding():
+    import array_api_compat.torch as xp
+
+    geom = geometry(1, 1, 1, (3,), (1,), options(1, 1, ((4, 0),)))
+    x = xp.ones((1, 1, 1, 3), requires_grad=True)
+    zeros = padding.pad(xp, x, geom, (-4,), (-1,))
+    zeros.sum().backward()
+    assert zeros.shape == (1, 1, 1, 3)
+    assert not x.grad.any()
+    geom = geometry(1, 1, 1, (3,), (1,), options(1, 1, ((2, 0),), 1, 1, "reflect"))
+    padding.pad(xp, x, geom, (-2,), (3,)).sum().backward()
+    assert x.grad.tolist() == [[[[1, 2, 2]]]]
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 0), (0, 1), (1, 3)])
+def test_embedded_in_zeros(before, after):
+    x = np.arange(6, dtype=np.int8).reshape(2, 3)
+    found = padding.embedded(np, x, 1, before, after)
+    right = np.pad(x, ((0, 0), (before, after)))
+    np.testing.assert_array_equal(found, right, strict=True)
+    assert (found is x) == (before == after == 0)
