@@ -45,7 +45,7 @@ def amplification(W: tuple[int, ...], gradient: bool = False) -> float:
     Along several axes the matrices are Kronecker products, so it is a product too.
     """
     total = 1.0
-    for taps, outputs in zip(W, winograd._tile(W), strict=True):
+    for taps, outputs in zip(W, winograd._outputs(W), strict=True):
         tile = winograd.matrices(taps, outputs)
         a, g, b = (abs(np.array(tile[n], float)) for n in ("outputs", "weights", "inputs"))
         if gradient:
@@ -59,7 +59,7 @@ def tiles(W: tuple[int, ...], terms: int, dtype: str, gradient: bool = False) ->
 
     Each of three transforms sums at most the points of a tile, with rounded coefficients.
     """
-    points = prod(m + w - 1 for m, w in zip(winograd._tile(W), W, strict=True))
+    points = prod(m + w - 1 for m, w in zip(winograd._outputs(W), W, strict=True))
     return terms * amplification(W, gradient) * gamma(3 * (points + 1) + terms, dtype)
 
 

@@ -123,7 +123,8 @@ def _product(
                 kernel = _prepared(setup, plan, w, part.other, part.window)
             else:
                 kernel = ready[block.prepared]
-            data = setup.ready(padding.read(xp, x, part.reading, setup.compute), 0)
+            data = padding.read(xp, x, part.reading, setup.compute, plan.algorithm.LAST)
+            data = setup.ready(data, 0)
             term = plan.algorithm.forward(xp, data, kernel, part.window, out)
             if total is not None:
                 total += term
@@ -171,8 +172,9 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
     def work(term: Term) -> Array:
         begin_block(xp, plan.scratch)
         part = term.part
-        block = setup.ready(padding.read(xp, cells, part.reading, setup.compute), 0)
-        return chosen.grad_weight(xp, block, setup.ready(g[part.other], 1), part.window)
+        block = padding.read(xp, cells, part.reading, setup.compute, chosen.LAST)
+        block, rows = setup.ready(block, 0), setup.ready(g[part.other], 1)
+        return chosen.grad_weight(xp, block, rows, part.window)
 
     def finish(term: Term, value: Array) -> None:
         nonlocal total, spoiled

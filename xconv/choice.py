@@ -32,6 +32,7 @@ class Algorithm(Hashable, Protocol):
     CUTS: bool  # whether sums over channels and taps may be cut into parts
     SCRATCH: bool  # whether temporary arrays are taken from `namespace.scratch`
     LONG: int  # how much larger than others its blocks should be, where its calls are short
+    LAST: bool  # whether channels are to come last in memory, where a block is a copy
 
     def prepare(self, xp: Namespace, w: Array, window: Window) -> Any:
         """Return w (G, k, c, *W) in the form that `forward` takes: (G, k, ...)."""

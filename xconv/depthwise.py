@@ -20,6 +20,7 @@ ALL = slice(None)
 CUTS = True
 SCRATCH = True
 LONG = 2
+LAST = False
 
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:

@@ -19,6 +19,7 @@ from .namespace import COMPLEX, Array, Namespace, dtype_name, in_place, spread
 CUTS = False
 SCRATCH = False
 LONG = 1
+LAST = False
 
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:

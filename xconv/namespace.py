@@ -311,6 +311,18 @@ def windows(xp: Namespace, x: Array, window: Window) -> Array:
     return x
 
 
+def tiled(xp: Namespace, a: Array, axis: int, count: int, size: int, step: int) -> Array:
+    """View parts of one axis, `step` apart: (.., L, .., M) -> (.., count, .., size, M)."""
+    if in_place(xp):
+        shape = (*a.shape[:axis], count, *a.shape[axis + 1 : -1], size, a.shape[-1])
+        apart = a.strides[axis]
+        strides = (*a.strides[:axis], step * apart, *a.strides[axis + 1 : -1], apart, a.strides[-1])
+        return _strided(xp, a, shape, strides)
+    last = step * (count - 1) + 1
+    parts = [a[along(axis, slice(t, t + last, step))] for t in range(size)]
+    return xp.stack(parts, axis=-2)
+
+
 def _strided(xp: Namespace, a: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
     """View the memory of an array with any shape and strides."""
     if on_gpu(xp):

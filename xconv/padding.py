@@ -228,12 +228,20 @@ def reading(geom: Geometry, box: tuple[slice, ...], start: Ints, stop: Ints) -> 
     return Reading(None, shape, zeros, tuple(copies))
 
 
-def read(xp: Namespace, x: Array, how: Reading, name: str) -> Array:
-    """Return a box of padded coordinates in the dtype `name`, a view where x holds it so."""
+def read(xp: Namespace, x: Array, how: Reading, name: str, last: bool = False) -> Array:
+    """Return a box of padded coordinates in the dtype `name`, a view where x holds it so.
+
+    In memory the channels of a copy come `last` where that is asked for.
+    """
     dtype = dtype_of(xp, name)
     if how.inside is not None and x.dtype == dtype:
         return x[how.inside]
-    block = scratch(xp, how.shape, dtype)
+    if last:
+        G, c, *others = how.shape
+        block = scratch(xp, (G, *others, c), dtype)
+        block = xp.permute_dims(block, (0, block.ndim - 1, *range(1, block.ndim - 1)))
+    else:
+        block = scratch(xp, how.shape, dtype)
     fill(x, how, block)
     return block
 

@@ -13,6 +13,7 @@ from .namespace import Array, Namespace, inner, matmul, merged, swapped
 CUTS = True
 SCRATCH = True
 LONG = 1
+LAST = False
 
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:

@@ -15,6 +15,7 @@ from .namespace import Array, Namespace
 CUTS = True
 SCRATCH = False
 LONG = 1
+LAST = False
 
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:

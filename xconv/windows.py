@@ -26,6 +26,7 @@ SHORT = 256  # positions of a sample below which samples share one product
 CUTS = True
 SCRATCH = True
 LONG = 1
+LAST = False
 
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:

@@ -8,7 +8,8 @@ transposes of the same three transforms: with the matrices A (points of g), G (p
 
     y = A^T [(G w) * (B^T x)],    dw = G^T [(A g) * (B^T x)].
 
-Along several axes the transforms are Kronecker products, so that each is one product of matrices.
+Along several axes one is transformed after the other; channels come last meanwhile, so that each
+step is products of a small matrix with long rows, read and written where they lie.
 See Winograd, "Arithmetic Complexity of Computations" (1980), and Lavin and Gray,
 https://arxiv.org/abs/1509.09308. The points, multiples of 3/4, are those of least error among small
 fractions; matrices are computed in exact fractions and rounded once.
@@ -24,12 +25,13 @@ from fractions import Fraction
 from functools import lru_cache
 
 from .geometry import SPATIAL, Ints, Window
-from .namespace import Array, Namespace, constant, gathered, in_place, matmul, scratch, windows
+from .namespace import Array, Namespace, constant, in_place, matmul, scratch, swapped, tiled
 from .padding import embedded
 
 CUTS = False
 SCRATCH = True
 LONG = 1
+LAST = True
 LARGEST = 5  # taps of an axis
 POINTS = {4: (0, 1, -1), 6: (0, Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))}
 
@@ -37,113 +39,154 @@ Matrix = tuple[tuple[Fraction, ...], ...]
 
 
 def prepare(xp: Namespace, w: Array, window: Window) -> Array:
-    """Return the transforms of w (G, k, c, *W) as (G, k, points, c)."""
+    """Return the transforms of w (G, k, c, *W) as (G, k, points, c), k last in memory."""
     G, k, c = w.shape[:3]
-    taps = xp.matrix_transpose(xp.reshape(w, (G, k * c, math.prod(window.W))))
-    # (points, W) @ (G, W, k*c) -> (G, points, k*c)
-    transformed = xp.matmul(_transform(xp, "weights", window.W, w), taps)
-    transformed = xp.reshape(transformed, (G, transformed.shape[1], k, c))
-    return xp.permute_dims(transformed, (0, 2, 1, 3))
+    taps = xp.permute_dims(xp.reshape(w, (G, k, c, math.prod(window.W))), (0, 2, 3, 1))
+    matrix = constant(xp, _weights, (window.W,), w)
+    if in_place(xp):  # not in `scratch`, as it outlives a block
+        points = xp.empty((G, len(matrix), c, k), dtype=w.dtype)
+        # (points, W) @ (G, c, W, k) -> (G, c, points, k)
+        xp.matmul(matrix, taps, out=swapped(xp, points))
+    else:
+        points = swapped(xp, xp.matmul(matrix, taps))
+    return xp.permute_dims(points, (0, 3, 1, 2))
 
 
 def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
     """dT/dg: x (G, c, N, *L) padded, w prepared -> (G, k, N, *O), in `out` if that can be."""
     G, N, k = x.shape[0], x.shape[2], w.shape[1]
-    m = _tile(window.W)
-    tiles = _tiles(window)
-    count = N * math.prod(tiles)
-    inputs = _inputs(xp, x, window)
-    # (G, points, k, c) @ (G, points, c, N*tiles) -> (G, points, k, N*tiles)
-    products = matmul(xp, xp.permute_dims(w, (0, 2, 1, 3)), inputs)
-    products = xp.reshape(products, (G, products.shape[1], k * count))
-    # (m, points) @ (G, points, k*N*tiles) -> (G, m, k*N*tiles)
-    y = matmul(xp, _transform(xp, "outputs", window.W, x), products)
-    y = xp.reshape(y, (G, *m, k, N, *tiles))
+    m, n, tiles = _outputs(window.W), _points(window.W), _tiles(window)
+    inputs = _transformed(xp, x, window, n, "inputs")
+    # (G, points, N*tiles, c) @ (G, points, c, k) -> (G, points, N*tiles, k)
+    y = matmul(xp, inputs, xp.permute_dims(w, (0, 2, 3, 1)))
     r = len(m)
-    order = (0, r + 1, r + 2, *(i for a in range(r) for i in (r + 3 + a, 1 + a)))
-    y = xp.permute_dims(y, order)
+    for a in range(r - 1):
+        # (m, n) @ (.., n, what follows) -> (.., m, what follows)
+        y = xp.reshape(y, (G, *m[:a], n[a], -1))
+        y = matmul(xp, _matrix(xp, "outputs", window.W, a, x), y)
+    y = xp.reshape(y, (G, *m[:-1], n[-1], N, *tiles, k))
+    y = xp.permute_dims(y, (*range(r), *range(r + 1, y.ndim), r))
+    last = xp.matrix_transpose(_matrix(xp, "outputs", window.W, -1, x))
+    # the axes of (G, k, N, tiles and m of each axis) in (G, *m[:-1], N, *tiles, k, m[-1])
+    order = (
+        0,
+        2 * r + 1,
+        r,
+        *(i for a in range(r - 1) for i in (r + 1 + a, 1 + a)),
+        2 * r,
+        2 * r + 2,
+    )
     covered = tuple(t * size for t, size in zip(tiles, m, strict=True))
     whole = covered == window.O
     if in_place(xp):
         target = out if whole and out is not None else scratch(xp, (G, k, N, *covered), x.dtype)
-        xp.reshape(target, y.shape)[...] = y  # to split axes is a view
+        pairs = (size for pair in zip(tiles, m, strict=True) for size in pair)
+        split = xp.reshape(target, (G, k, N, *pairs))  # to split axes is a view
+        # (.., k, n) @ (n, m) -> (.., k, m)
+        xp.matmul(y, last, out=xp.permute_dims(split, _back(order)))
     else:
-        target = xp.reshape(y, (G, k, N, *covered))
+        target = xp.reshape(xp.permute_dims(xp.matmul(y, last), order), (G, k, N, *covered))
     return target if whole else target[(slice(None),) * SPATIAL + tuple(map(slice, window.O))]
 
 
 def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
     """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W)."""
     G, k, c = g.shape[0], g.shape[1], x.shape[1]
-    m, tiles = _tile(window.W), _tiles(window)
-    parts = _gathered(xp, g, window, m, m)
-    # (points, m) @ (G, m, k*N*tiles) -> (G, points, k*N*tiles)
-    rows = matmul(xp, xp.matrix_transpose(_transform(xp, "outputs", window.W, x)), parts)
-    rows = xp.reshape(rows, (G, rows.shape[1], k, x.shape[2] * math.prod(tiles)))
-    inputs = xp.matrix_transpose(_inputs(xp, x, window))
+    inputs = _transformed(xp, x, window, _points(window.W), "inputs")
+    rows = _transformed(xp, g, window, _outputs(window.W), "outputs")
     # (G, points, k, N*tiles) @ (G, points, N*tiles, c) -> (G, points, k, c)
-    products = xp.reshape(matmul(xp, rows, inputs), (G, rows.shape[1], k * c))
-    # (W, points) @ (G, points, k*c) -> (G, W, k*c)
-    back = xp.matrix_transpose(_transform(xp, "weights", window.W, x))
-    dw = xp.matrix_transpose(xp.matmul(back, products))
+    products = matmul(xp, xp.matrix_transpose(rows), inputs)
+    # (G, k, c, points) @ (points, W) -> (G, k, c, W)
+    dw = xp.matmul(xp.permute_dims(products, (0, 2, 3, 1)), constant(xp, _weights, (window.W,), x))
     return xp.reshape(dw, (G, k, c, *window.W))
 
 
-def _inputs(xp: Namespace, x: Array, window: Window) -> Array:
-    """Return the transforms of the input's tiles: (G, points, c, N*tiles)."""
-    m = _tile(window.W)
-    points = tuple(size + w - 1 for size, w in zip(m, window.W, strict=True))
-    parts = _gathered(xp, x, window, points, m)
-    # (points, points) @ (G, points, c*N*tiles) -> (G, points, c*N*tiles)
-    inputs = matmul(xp, _transform(xp, "inputs", window.W, x), parts)
-    count = x.shape[2] * math.prod(_tiles(window))
-    return xp.reshape(inputs, (*inputs.shape[:2], x.shape[1], count))
+def _transformed(xp: Namespace, a: Array, window: Window, sizes: Ints, which: str) -> Array:
+    """Return the transforms of tiles of these sizes: (G, c, N, *L) -> (G, points, N*tiles, c)."""
+    m, tiles, channels = _outputs(window.W), _tiles(window), a.shape[1]
+    cells = tuple((t - 1) * step + n for t, step, n in zip(tiles, m, sizes, strict=True))
+    a = _channels_last(xp, a, cells)
+    a = xp.reshape(a, (*a.shape[:2], -1))
+    for axis, size in enumerate(sizes):
+        matrix = _matrix(xp, which, window.W, axis, a)
+        matrix = matrix if which == "inputs" else xp.matrix_transpose(matrix)
+        # (G, points before, N, tiles before, this axis, all that follows)
+        a = xp.reshape(a, (*a.shape[:-1], cells[axis], -1))
+        a = tiled(xp, a, a.ndim - 2, tiles[axis], size, m[axis])
+        end = a.ndim - 1
+        order = (*range(axis + 1), end - 1, *range(axis + 1, end - 1), end)
+        # (n, size) @ (.., tiles, size, what follows) -> (.., n, N, .., tiles, what follows)
+        a = _ordered(xp, matrix, a, order)
+    return xp.reshape(a, (a.shape[0], math.prod(_points(window.W)), -1, channels))
 
 
-def _gathered(xp: Namespace, a: Array, window: Window, sizes: Ints, m: Ints) -> Array:
-    """Gather tiles of these sizes, m apart: (G, c, N, *L) -> (G, sizes, c*N*tiles)."""
-    tiles = _tiles(window)
-    needed = tuple((t - 1) * step + n for t, step, n in zip(tiles, m, sizes, strict=True))
-    if tuple(a.shape[SPATIAL:]) != needed:  # the last tiles reach beyond the block
-        if in_place(xp):
-            wide = scratch(xp, (*a.shape[:SPATIAL], *needed), a.dtype)
-            wide[...] = 0
-            wide[(slice(None),) * SPATIAL + tuple(map(slice, a.shape[SPATIAL:]))] = a
-            a = wide
-        else:
-            for axis, n in enumerate(needed, SPATIAL):
-                a = embedded(xp, a, axis, 0, n - a.shape[axis])
-    r = len(tiles)
-    view = windows(xp, a, Window(tiles, sizes, m, (1,) * r))  # (G, c, *sizes, N, *tiles)
-    view = xp.permute_dims(view, (0, *range(2, 2 + r), 1, *range(2 + r, view.ndim)))
-    columns = a.shape[1] * a.shape[2] * math.prod(tiles)
-    return gathered(xp, view, (a.shape[0], math.prod(sizes), columns))
+def _channels_last(xp: Namespace, a: Array, sizes: Ints) -> Array:
+    """Return a block as (G, N, *sizes, c) in memory, with zeros where tiles reach beyond it."""
+    order = (0, *range(2, a.ndim), 1)
+    if not in_place(xp):
+        for axis, n in enumerate(sizes, SPATIAL):
+            a = embedded(xp, a, axis, 0, n - a.shape[axis])
+        return xp.permute_dims(a, order)
+    a = xp.permute_dims(a, order)
+    fits = tuple(a.shape[2:-1]) == sizes
+    if fits and a.flags.c_contiguous:  # as `padding.read` leaves it
+        return a
+    block = scratch(xp, (*a.shape[:2], *sizes, a.shape[-1]), a.dtype)
+    if not fits:
+        block[...] = 0
+    block[(slice(None), slice(None), *map(slice, a.shape[2:-1]))] = a
+    return block
 
 
-def _tile(W: Ints) -> Ints:
+def _ordered(xp: Namespace, a: Array, b: Array, order: Ints) -> Array:
+    """Multiply a matrix with matrices, and put the axes of the result in an order."""
+    if not in_place(xp):
+        return xp.permute_dims(xp.matmul(a, b), order)
+    shape = (*b.shape[:-2], a.shape[0], b.shape[-1])
+    block = scratch(xp, tuple(shape[axis] for axis in order), b.dtype)
+    xp.matmul(a, b, out=xp.permute_dims(block, _back(order)))
+    return block
+
+
+def _back(order: Ints) -> Ints:
+    """Return the order that undoes an order of axes."""
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
+
+
+def _outputs(W: Ints) -> Ints:
     """Return m, the outputs of a tile per axis: of six points, or of four if many axes have few."""
     points = 6 if sum(w > 1 for w in W) <= 2 or max(W) > 3 else 4
     return tuple(points - w + 1 if w > 1 else 1 for w in W)
 
 
+def _points(W: Ints) -> Ints:
+    """Return n, the points of a tile per axis."""
+    return tuple(m + w - 1 for m, w in zip(_outputs(W), W, strict=True))
+
+
 def _tiles(window: Window) -> Ints:
-    return tuple(-(-o // m) for o, m in zip(window.O, _tile(window.W), strict=True))
+    return tuple(-(-o // m) for o, m in zip(window.O, _outputs(window.W), strict=True))
 
 
-def _transform(xp: Namespace, which: str, W: Ints, like: Array) -> Array:
-    """Return one of the three matrices as an array like `like`."""
-    return constant(xp, _product, (which, W), like)
+def _matrix(xp: Namespace, which: str, W: Ints, axis: int, like: Array) -> Array:
+    """Return one of an axis' matrices as an array like `like`."""
+    return constant(xp, _rounded, (which, W[axis], _outputs(W)[axis]), like)
 
 
 @lru_cache(maxsize=256)
-def _product(which: str, W: Ints) -> list[list[float]]:
-    """Return the Kronecker product of one matrix over all axes."""
+def _rounded(which: str, r: int, m: int) -> list[list[float]]:
+    """Return the matrix of one axis."""
+    return [[float(value) for value in row] for row in matrices(r, m)[which]]
+
+
+@lru_cache(maxsize=256)
+def _weights(W: Ints) -> list[list[float]]:
+    """Return the Kronecker product of the weights' matrices of all axes: (points, W)."""
     rows: Matrix = ((Fraction(1),),)
-    for w, m in zip(W, _tile(W), strict=True):
-        matrix = matrices(w, m)[which]
+    for r, m in zip(W, _outputs(W), strict=True):
         rows = tuple(
             tuple(a * b for a, b in itertools.product(one, two))
-            for one, two in itertools.product(rows, matrix)
+            for one, two in itertools.product(rows, matrices(r, m)["weights"])
         )
     return [[float(value) for value in row] for row in rows]
 
@@ -190,25 +233,31 @@ def _inverse(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
 
 def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that `forward` needs beyond its operands and its result."""
-    points, m, tiles = sizes(window)
-    tiles *= G * N
-    return tiles * (3 * points * c + (points + 2 * m) * k)
+    m, n, tiles = _outputs(window.W), _points(window.W), G * N * math.prod(_tiles(window))
+    after = sum(math.prod((*m[:a], *n[a:])) for a in range(len(m)))  # and with each axis back
+    return _steps(G * N, window, n) * c + tiles * (after + math.prod(m)) * k
 
 
 def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that `grad_weight` needs beyond its operands and its result."""
-    points, m, tiles = sizes(window)
-    tiles *= G * N
-    return tiles * (3 * points * c + (points + 2 * m) * k) + G * (points + m) * c * k
+    m, n = _outputs(window.W), _points(window.W)
+    steps = _steps(G * N, window, n) * c + _steps(G * N, window, m) * k
+    return steps + G * (math.prod(n) + math.prod(window.W)) * c * k
+
+
+def _steps(samples: int, window: Window, sizes: Ints) -> int:
+    """Count the numbers of a channel's data with whole tiles, and with each axis transformed."""
+    m, tiles = _outputs(window.W), _tiles(window)
+    cells = [(t - 1) * step + size for t, step, size in zip(tiles, m, sizes, strict=True)]
+    points = [t * n for t, n in zip(tiles, _points(window.W), strict=True)]
+    return samples * sum(math.prod((*points[:a], *cells[a:])) for a in range(len(m) + 1))
 
 
 def prepared(G: int, window: Window, c: int, k: int) -> int:
     """Elements of the prepared weights."""
-    return G * sizes(window)[0] * c * k
+    return G * math.prod(_points(window.W)) * c * k
 
 
 def sizes(window: Window) -> tuple[int, int, int]:
     """Return the points of a tile, its outputs, and how many tiles a sample has."""
-    m = _tile(window.W)
-    points = math.prod(a + w - 1 for a, w in zip(m, window.W, strict=True))
-    return points, math.prod(m), math.prod(_tiles(window))
+    return math.prod(_points(window.W)), math.prod(_outputs(window.W)), math.prod(_tiles(window))
