@@ -8,6 +8,7 @@ Arrays come in the form of `layout`: x ``(G, c, N, *I)``, w ``(G, k, c, *W)``, g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from .choice import Task
 from .geometry import Geometry, Window
 from .namespace import Array, Namespace, begin_block, cast, contiguous, dtype_name, dtype_of, finite
 from .padding import Index
-from .plan import Limits, at_once
+from .plan import TASKS, Limits, at_once, parts
 from .schedule import Block, Forward, Term
 
 Pair = tuple[Array, Array]
@@ -99,8 +100,20 @@ def forward(
 
 
 def _prepared(setup: Setup, plan: Forward, w: Array, part: Index, window: Window) -> Any:
-    """Return a part of the weights as the algorithm takes them."""
-    return plan.algorithm.prepare(setup.xp, setup.ready(w[part], 1), window)
+    """Return a part of the weights as the algorithm takes them, by all workers if that is long."""
+    w, prepare = setup.ready(w[part], 1), plan.algorithm.prepare
+    room = plan.algorithm.room(setup.xp, w, window)
+    if room is None:
+        return prepare(setup.xp, w, window)
+
+    def work(rows: tuple[int, int]) -> None:
+        some = (slice(None), slice(*rows))
+        prepare(setup.xp, w[some], window, room[some])
+
+    count = min(TASKS, 1 + math.prod(room.shape) // 2**20)
+    rows = parts(0, w.shape[1], -(-w.shape[1] // count))
+    workers.run(rows, work, workers=min(count, setup.threads))
+    return room
 
 
 def _product(

@@ -81,9 +81,9 @@ def _scattered(
         total = None
         for (g, _), w in zip(pairs, weights, strict=True):
             rows = setup.ready(g[box.outputs], 0)
-            term = scatter.grad_input(xp, rows, w[box.groups], box.shape, box.additions)
+            term = scatter.grad_input(xp, rows, w[box.weights], box.shape, box.additions)
             total = term if total is None else total + term
-        store(setup, dx[box.there], None if bias is None else bias[box.groups], total)
+        store(setup, dx[box.there], None if bias is None else bias[box.there[:2]], total)
 
     boxes = schedule.scattered(cut, geom, start, stop)
     workers.run(boxes(), work, workers=at_once(cut, setup.limits, setup.threads))

@@ -32,10 +32,14 @@ class Algorithm(Hashable, Protocol):
     CUTS: bool  # whether sums over channels and taps may be cut into parts
     SCRATCH: bool  # whether temporary arrays are taken from `namespace.scratch`
     LONG: int  # how much larger than others its blocks should be, where its calls are short
+    LEAST: tuple[int, int]  # positions and output channels below which no block is cut for cores
     LAST: bool  # whether channels are to come last in memory, where a block is a copy
 
-    def prepare(self, xp: Namespace, w: Array, window: Window) -> Any:
-        """Return w (G, k, c, *W) in the form that `forward` takes: (G, k, ...)."""
+    def room(self, xp: Namespace, w: Array, window: Window) -> Any:
+        """Return an array to prepare parts of w (G, k, ...) in, or None where that is little."""
+
+    def prepare(self, xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Any:
+        """Return w (G, k, c, *W) in the form that `forward` takes: (G, k, ...), in its `room`."""
 
     def forward(
         self, xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None
@@ -298,7 +302,7 @@ def scattered(task: Task, geom: Geometry, size: Ints, pairs: int = 1) -> plan.Bo
     add = ADD * (LONE if geom.c == 1 and geom.G > 1 else 1)
     first = edges * (2 * task.flop * outputs * geom.K * geom.c * points + add * task.wide * columns)
     first += task.rows(columns, geom.k)
-    first += CALL * points * cut.blocks((geom.G, geom.N, *size))
+    first += CALL * points * plan.count((geom.G, geom.c, geom.N, *size), cut.sizes)
     return cut if first < _phased(task, geom, size) else None
 
 

@@ -21,9 +21,14 @@ CUTS = True
 SCRATCH = True
 LONG = 2
 LAST = False
+LEAST = (256, 64)
 
 
-def prepare(xp: Namespace, w: Array, window: Window) -> Array:
+def room(xp: Namespace, w: Array, window: Window) -> None:
+    """Weights are prepared at once."""
+
+
+def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
     """Return w (G, k, 1, *W) as (G, k, taps of the other axes, taps of the last axis)."""
     return xp.reshape(w, (*w.shape[:2], math.prod(window.W[:-1]), window.W[-1]))
 

@@ -20,9 +20,14 @@ CUTS = False
 SCRATCH = False
 LONG = 1
 LAST = False
+LEAST = (256, 64)
 
 
-def prepare(xp: Namespace, w: Array, window: Window) -> Array:
+def room(xp: Namespace, w: Array, window: Window) -> None:
+    """Weights are prepared at once."""
+
+
+def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
     """Return the conjugate spectra of w (G, k, c, *W): (G, k, c, *F), for blocks of this size."""
     spectra = _mirrored(xp, spread(xp, w, window.dilation), _lengths(window))
     if w.shape[2] == 1:

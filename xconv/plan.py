@@ -190,7 +190,8 @@ def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits)
     row = math.prod(o[1:])
     work = 2 * geom.N * geom.K * math.prod(geom.O) * geom.c * math.prod(geom.W)
     work += MOVED * numbers(held, (geom.G, geom.N, *geom.O), held[3:])
-    least = (-(-POSITIONS // math.prod(o)), -(-POSITIONS // row), *o[1:], 1, CHANNELS)
+    positions, channels = algorithm.LEAST  # of few channels, blocks would prepare the same data
+    least = (-(-positions // math.prod(o)), -(-positions // row), *o[1:], 1, channels)
     n, *o, g, k = _fed(everything, (n, *o, g, held[1]), work, least)
     size = block((g, k, *held[2:]), (g, n, *o), w)
     _check(shared + size, limits)
@@ -198,17 +199,22 @@ def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits)
 
 
 class Boxes(NamedTuple):
-    """Sizes of the blocks of an input gradient, products first: groups, samples, cells; bytes."""
+    """Sizes of the blocks of an input gradient, products first; bytes.
+
+    Of groups, of input channels of a group, of samples and of cells.
+    """
 
     g: int
+    c: int
     n: int
     i: Ints
     shared: int
     block: int
 
-    def blocks(self, whole: Ints) -> int:
-        """How many blocks there are of groups, samples and cells."""
-        return count(whole, (self.g, self.n, *self.i))
+    @property
+    def sizes(self) -> Ints:
+        """What a block has of each axis of the result, (G, c, N, *I)."""
+        return (self.g, self.c, self.n, *self.i)
 
 
 @lru_cache(maxsize=256)
@@ -217,11 +223,11 @@ def grad_input(geom: Geometry, size: Ints, itemsize: int, limits: Limits) -> Box
     taps = math.prod(geom.W)
     reach = tuple(d * (w - 1) for d, w in zip(geom.dilation, geom.W, strict=True))
 
-    def numbers(shape: Ints) -> int:
+    def numbers(shape: Ints, c: int = geom.c) -> int:
         g, n, *i = shape
         sizes = zip(i, reach, geom.stride, geom.O, strict=True)
         positions = math.prod(min((cells + more - 1) // s + 2, o) for cells, more, s, o in sizes)
-        return g * n * ((geom.c * taps + 2 * geom.k) * positions + 2 * geom.c * math.prod(i))
+        return g * n * ((c * taps + 2 * geom.k) * positions + 2 * c * math.prod(i))
 
     shared = itemsize * geom.K * geom.c * taps
     wanted = min(limits.block, max(limits.workspace - shared, 0))
@@ -231,11 +237,12 @@ def grad_input(geom: Geometry, size: Ints, itemsize: int, limits: Limits) -> Box
     work = 2 * geom.N * geom.K * math.prod(geom.O) * geom.c * taps
     work += MOVED * numbers((geom.G, geom.N, *size))
     least = (-(-POSITIONS // math.prod(i)), max(reach[0] * 4, -(-POSITIONS // math.prod(i[1:]))))
-    n, *i, g = _fed((geom.N, *size, geom.G), (n, *i, g), work, (*least, *i[1:], 1))
-    block = itemsize * numbers((g, n, *i))
+    everything = (geom.N, *size, geom.G, geom.c)
+    n, *i, g, c = _fed(everything, (n, *i, g, geom.c), work, (*least, *i[1:], 1, CHANNELS))
+    block = itemsize * numbers((g, n, *i), c)
     if shared + block > limits.workspace:
         return None
-    return Boxes(g, n, tuple(i), shared, block)
+    return Boxes(g, c, n, tuple(i), shared, block)
 
 
 @lru_cache(maxsize=256)

@@ -145,7 +145,7 @@ class Sum(NamedTuple):
     """A box of an input gradient whose products come first, and the outputs that they are of."""
 
     there: Index
-    groups: slice
+    weights: Index
     outputs: Index
     shape: Ints
     additions: Sequence[Addition]
@@ -154,24 +154,24 @@ class Sum(NamedTuple):
 @lru_cache(maxsize=256)
 def scattered(cut: Boxes, geom: Geometry, start: Ints, stop: Ints) -> Callable[[], Iterable[Sum]]:
     """Return the blocks of the padded coordinates from start to stop, with their products first."""
-    whole = (geom.G, geom.N, *(b - a for a, b in zip(start, stop, strict=True)))
-    sizes = list(zip(whole, (cut.g, cut.n, *cut.i), strict=True))
+    whole = (geom.G, geom.c, geom.N, *(b - a for a, b in zip(start, stop, strict=True)))
+    sizes, taps = list(zip(whole, cut.sizes, strict=True)), math.prod(geom.W)
 
     def sums(keep: bool) -> Iterator[Sum]:
-        for own, samples, *box in boxes(sizes):
+        for own, channels, samples, *box in boxes(sizes):
             begin = tuple(a + first for a, (first, _) in zip(start, box, strict=True))
             end = tuple(a + last for a, (_, last) in zip(start, box, strict=True))
             first, last = scatter.outputs(geom, begin, end)
-            there = (own, (0, geom.c), samples, *box)
+            there = (own, channels, samples, *box)
             yield Sum(
                 _slices(there),
-                slice(*own),
+                _slices((own, (channels[0] * taps, channels[1] * taps))),
                 _slices((own, (0, geom.k), samples, *zip(first, last, strict=True))),
                 tuple(b - a for a, b in there),
                 scatter.additions(geom, first, last, begin, end),
             )
 
-    return _kept(sums, cut.blocks(whole) * math.prod(geom.W))
+    return _kept(sums, count(whole, cut.sizes) * taps)
 
 
 class Cells(NamedTuple):

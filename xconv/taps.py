@@ -16,9 +16,14 @@ CUTS = True
 SCRATCH = False
 LONG = 1
 LAST = False
+LEAST = (256, 64)
 
 
-def prepare(xp: Namespace, w: Array, window: Window) -> Array:
+def room(xp: Namespace, w: Array, window: Window) -> None:
+    """Weights are prepared at once."""
+
+
+def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
     """Return w (G, k, c, *W) as (G, k, c, taps)."""
     return xp.reshape(w, (*w.shape[:3], math.prod(window.W)))
 

@@ -27,9 +27,14 @@ CUTS = True
 SCRATCH = True
 LONG = 1
 LAST = False
+LEAST = (96, 256)
 
 
-def prepare(xp: Namespace, w: Array, window: Window) -> Array:
+def room(xp: Namespace, w: Array, window: Window) -> None:
+    """Weights are prepared at once."""
+
+
+def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
     """Return w (G, k, c, *W) as the matrices (G, k, c*W), in the order of the windows."""
     return xp.reshape(w, (*w.shape[:2], math.prod(w.shape[2:])))
 

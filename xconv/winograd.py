@@ -25,31 +25,39 @@ from fractions import Fraction
 from functools import lru_cache
 
 from .geometry import SPATIAL, Ints, Window
-from .namespace import Array, Namespace, constant, in_place, matmul, scratch, swapped, tiled
+from .namespace import Array, Namespace, constant, in_place, matmul, mirrored, scratch, tiled
 from .padding import embedded
 
 CUTS = False
 SCRATCH = True
 LONG = 1
 LAST = True
+LEAST = (1024, 256)
 LARGEST = 5  # taps of an axis
 POINTS = {4: (0, 1, -1), 6: (0, Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))}
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
 
-def prepare(xp: Namespace, w: Array, window: Window) -> Array:
-    """Return the transforms of w (G, k, c, *W) as (G, k, points, c), k last in memory."""
+def room(xp: Namespace, w: Array, window: Window) -> Array:
+    """Return an array for the prepared weights, in which k comes last in memory."""
     G, k, c = w.shape[:3]
-    taps = xp.permute_dims(xp.reshape(w, (G, k, c, math.prod(window.W))), (0, 2, 3, 1))
-    matrix = constant(xp, _weights, (window.W,), w)
-    if in_place(xp):  # not in `scratch`, as it outlives a block
-        points = xp.empty((G, len(matrix), c, k), dtype=w.dtype)
-        # (points, W) @ (G, c, W, k) -> (G, c, points, k)
-        xp.matmul(matrix, taps, out=swapped(xp, points))
-    else:
-        points = swapped(xp, xp.matmul(matrix, taps))
+    points = xp.empty((G, math.prod(_points(window.W)), c, k), dtype=w.dtype)
     return xp.permute_dims(points, (0, 3, 1, 2))
+
+
+def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
+    """Return the transforms of w (G, k, c, *W) as (G, k, points, c), in `out` if that is given."""
+    turned = in_place(xp) and w.strides[-1] < 0
+    if turned:  # BLAS would have to copy it
+        w = mirrored(xp, w)
+    matrix = constant(xp, _weights, (window.W, turned), w)
+    # (points, W) @ (G, c, W, k) -> (G, c, points, k)
+    taps = xp.permute_dims(xp.reshape(w, (*w.shape[:3], math.prod(window.W))), (0, 2, 3, 1))
+    if out is None:
+        return xp.permute_dims(xp.matmul(matrix, taps), (0, 3, 2, 1))
+    xp.matmul(matrix, taps, out=xp.permute_dims(out, (0, 3, 2, 1)))
+    return out
 
 
 def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
@@ -95,9 +103,9 @@ def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
     inputs = _transformed(xp, x, window, _points(window.W), "inputs")
     rows = _transformed(xp, g, window, _outputs(window.W), "outputs")
     # (G, points, k, N*tiles) @ (G, points, N*tiles, c) -> (G, points, k, c)
-    products = matmul(xp, xp.matrix_transpose(rows), inputs)
+    products = _ordered(xp, xp.matrix_transpose(rows), inputs, (0, 2, 1, 3))
     # (G, k, c, points) @ (points, W) -> (G, k, c, W)
-    dw = xp.matmul(xp.permute_dims(products, (0, 2, 3, 1)), constant(xp, _weights, (window.W,), x))
+    dw = xp.matmul(xp.matrix_transpose(products), constant(xp, _weights, (window.W,), x))
     return xp.reshape(dw, (G, k, c, *window.W))
 
 
@@ -139,10 +147,10 @@ def _channels_last(xp: Namespace, a: Array, sizes: Ints) -> Array:
 
 
 def _ordered(xp: Namespace, a: Array, b: Array, order: Ints) -> Array:
-    """Multiply a matrix with matrices, and put the axes of the result in an order."""
+    """Multiply matrices, and put the axes of the result in an order; b has all of the batch's."""
     if not in_place(xp):
         return xp.permute_dims(xp.matmul(a, b), order)
-    shape = (*b.shape[:-2], a.shape[0], b.shape[-1])
+    shape = (*b.shape[:-2], a.shape[-2], b.shape[-1])
     block = scratch(xp, tuple(shape[axis] for axis in order), b.dtype)
     xp.matmul(a, b, out=xp.permute_dims(block, _back(order)))
     return block
@@ -180,15 +188,18 @@ def _rounded(which: str, r: int, m: int) -> list[list[float]]:
 
 
 @lru_cache(maxsize=256)
-def _weights(W: Ints) -> list[list[float]]:
-    """Return the Kronecker product of the weights' matrices of all axes: (points, W)."""
+def _weights(W: Ints, turned: bool = False) -> list[list[float]]:
+    """Return the Kronecker product of the weights' matrices of all axes: (points, W).
+
+    It takes mirrored weights if they are `turned`.
+    """
     rows: Matrix = ((Fraction(1),),)
     for r, m in zip(W, _outputs(W), strict=True):
         rows = tuple(
             tuple(a * b for a, b in itertools.product(one, two))
             for one, two in itertools.product(rows, matrices(r, m)["weights"])
         )
-    return [[float(value) for value in row] for row in rows]
+    return [[float(value) for value in (row[::-1] if turned else row)] for row in rows]
 
 
 @lru_cache(maxsize=64)
