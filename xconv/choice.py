@@ -77,8 +77,9 @@ ADD = 0.5  # a number added to where a tap belongs
 LONE = 3  # times as much where groups of one channel share no product
 CALL = 5000.0  # one call of NumPy, on a small array
 WEIGHT = 3.0  # a weight rearranged; that is done once, by one core
-TILE = 3.5  # a number of a Winograd tile, transformed forth and back
-POINT = 4.6  # a weight transformed for Winograd, per point; that is done once, by one core
+TILE = 2.5  # a number of a Winograd tile, transformed forth and back
+POINT = 1.7  # a weight transformed for Winograd, per point
+SPILL = 2**24  # bytes of these beyond which they take twice as long: the caches are full
 WAVE = 0.7  # a number in a Fourier transform, per level
 MODE = 600.0  # a frequency, where spectra are matrices
 START = 100_000.0  # before winograd and fft pay at all
@@ -255,7 +256,9 @@ def costs(task: Task, geom: Geometry, algorithm: Algorithm, mirrored: bool) -> f
         tiles *= geom.N
         products = 2 * flop * inputs * sums * tiles
         transforms = TILE * wide * (inputs * geom.C + own * geom.K) * tiles
-        return START + products + transforms + POINT * wide * inputs * sums
+        weights = POINT * wide * inputs * sums
+        spills = task.itemsize * inputs * sums > SPILL
+        return START + products + transforms + weights * (1 + spills)
     if algorithm is fft:
         cells = math.prod(
             float(fft.fast(s * (o - 1) + d * (w - 1) + 1))  # ints of many axes may be no float

@@ -292,7 +292,8 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
     work = 2 * geom.N * geom.K * math.prod(geom.O) * geom.c * math.prod(geom.W)
     work += MOVED * numbers(whole, (geom.N, *geom.O))
     everything = (geom.N, *geom.O, *whole)
-    least = (-(-POSITIONS // math.prod(o)), -(-POSITIONS // math.prod(o[1:])), *o[1:])
+    positions = max(POSITIONS, algorithm.LEAST[0])
+    least = (-(-positions // math.prod(o)), -(-positions // math.prod(o[1:])), *o[1:])
     fed = _fed(everything, (n, *o, *held), work, (*least, 1, k, CHANNELS, *w))
     (n, *o), held = fed[: 1 + geom.rank], fed[1 + geom.rank :]
     g, k, c, *w = held

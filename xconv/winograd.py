@@ -32,7 +32,7 @@ CUTS = False
 SCRATCH = True
 LONG = 1
 LAST = True
-LEAST = (1024, 256)
+LEAST = (1024, 128)
 LARGEST = 5  # taps of an axis
 POINTS = {4: (0, 1, -1), 6: (0, Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))}
 
