@@ -183,7 +183,7 @@ def test_a_shift_where_no_border_is_seen(case, dtype, method, steps):
 
 # -- one result, however it is computed
 
-WINOGRAD = "need strides and dilations of 1 and kernel sizes up to 5 for method 'winograd'; got "
+WINOGRAD = "need strides of 1 and kernel sizes up to 5 for method 'winograd'; got "
 NEEDED = r"\w+: need max_workspace to hold .*; got max_workspace (\d+) bytes, needed (\d+) bytes"
 
 

@@ -179,6 +179,7 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
     chosen = plan.algorithm
     cells = x[plan.cells]
     checked = choice.spreads(setup.task, chosen, weights=True)
+    same = dw.dtype == dtype_of(xp, setup.compute)  # so that one product alone is written to dw
     spoiled = False
     total = None
 
@@ -187,7 +188,12 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
         part = term.part
         block = padding.read(xp, cells, part.reading, setup.compute, chosen.LAST)
         block, rows = setup.ready(block, 0), setup.ready(g[part.other], 1)
-        return chosen.grad_weight(xp, block, rows, part.window)
+        once = same and term.first and term.last
+        there = dw[term.there] if once else None
+        found = chosen.grad_weight(xp, block, rows, part.window, there)
+        if once and found is not there:
+            store(setup, there, None, found)
+        return found
 
     def finish(term: Term, value: Array) -> None:
         nonlocal total, spoiled
@@ -197,7 +203,8 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
             total += value
         if term.last:
             spoiled = spoiled or (checked and not finite(total))
-            store(setup, dw[term.there], None, total)
+            if not (same and term.first):
+                store(setup, dw[term.there], None, total)
 
     available = at_once(plan.cut, setup.limits, setup.threads)
     workers.run(plan.terms(), work, finish, workers=available)

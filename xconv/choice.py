@@ -46,8 +46,10 @@ class Algorithm(Hashable, Protocol):
     ) -> Array:
         """x (G, c, N, *L) padded, w prepared -> (G, k, N, *O), in `out` if that can be."""
 
-    def grad_weight(self, xp: Namespace, x: Array, g: Array, window: Window) -> Array:
-        """x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W)."""
+    def grad_weight(
+        self, xp: Namespace, x: Array, g: Array, window: Window, out: Array | None = None
+    ) -> Array:
+        """x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W), in `out` if that can be."""
 
     def workspace(self, G: int, N: int, window: Window, c: int, k: int) -> int:
         """Elements that `forward` needs beyond operands and result."""
@@ -226,8 +228,7 @@ def _direct(task: Task, geom: Geometry, weights: bool) -> Algorithm:
 
 
 def _winograd_applies(geom: Geometry) -> bool:
-    ones = (1,) * geom.rank
-    return geom.stride == geom.dilation == ones and max(geom.W) <= winograd.LARGEST
+    return max(geom.stride) == 1 and max(geom.W) <= winograd.LARGEST
 
 
 def check_applies(task: Task, geom: Geometry) -> None:
@@ -239,9 +240,8 @@ def check_applies(task: Task, geom: Geometry) -> None:
         raise Refusal(rule, f"method {task.method!r}, result {task.result}", TypeError)
     if task.method == "winograd" and not _winograd_applies(geom):
         raise Refusal(
-            f"strides and dilations of 1 and kernel sizes up to {winograd.LARGEST} for method "
-            "'winograd'",
-            f"stride {geom.stride}, dilation {geom.dilation}, kernel size {geom.W}",
+            f"strides of 1 and kernel sizes up to {winograd.LARGEST} for method 'winograd'",
+            f"stride {geom.stride}, kernel size {geom.W}",
         )
 
 

@@ -101,7 +101,7 @@ def conv(
     -----
     Methods: "windows" multiplies all sliding windows by the kernels at once (im2col, in blocks),
     "taps" has one product per kernel position; both are exact on small integers. "winograd" (stride
-    and dilation 1, kernels of at most 5 per axis) and "fft" take fewer operations, for floating and
+    1, kernels of at most 5 per axis) and "fft" take fewer operations, for floating and
     complex arrays; their error is relative to the largest magnitudes of a block of x and w: within
     5e-6 of the largest result in float32 for winograd, 2e-6 for fft, 1e-14 in float64. "auto" takes
     these two in NumPy (and chunks of it) alone, and computes a block that holds a NaN or an

@@ -49,7 +49,9 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
     return y[(ALL, ALL, ALL, *(slice(o) for o in window.O))]
 
 
-def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
+def grad_weight(
+    xp: Namespace, x: Array, g: Array, window: Window, out: Array | None = None
+) -> Array:
     """dT/dw: x (G, 1, N, *L) padded, g (G, k, N, *O) -> (G, k, 1, *W)."""
     G, k, N = g.shape[:3]
     L = tuple(x.shape[3:])

@@ -53,8 +53,10 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
     return y[(slice(None),) * SPATIAL + tuple(steps)]
 
 
-def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
-    """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W)."""
+def grad_weight(
+    xp: Namespace, x: Array, g: Array, window: Window, out: Array | None = None
+) -> Array:
+    """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W), in `out` if that can be."""
     real = dtype_name(x.dtype) not in COMPLEX
     lengths = _lengths(window)
     spectra = _spectra(xp, x, lengths)

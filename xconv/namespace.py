@@ -216,6 +216,7 @@ def itemsize(name: str) -> int:
     return int("".join(filter(str.isdigit, name))) // 8
 
 
+@lru_cache(maxsize=256)
 def check_bytes(shape: tuple[int, ...], name: str) -> None:
     """Refuse an array that no machine can address; NumPy refuses it of no samples, too."""
     if math.prod(max(size, 1) for size in shape) * itemsize(name) >= 2**63:
@@ -409,11 +410,12 @@ def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array
 PIECE = 2048  # numbers that BLAS sums well where a product of few rows and columns is long
 
 
-def inner(xp: Namespace, a: Array, b: Array) -> Array:
+def inner(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array:
     """Multiply a (.., k, P) and b (.., m, P) to (.., k, m), long sums in pieces."""
     length, few = a.shape[-1], a.shape[-2] * b.shape[-2] <= 64 * 64
     if not (array_api_compat.is_numpy_namespace(xp) and few and length >= 2 * PIECE):
-        return xp.matmul(a, xp.matrix_transpose(b))
+        b = xp.matrix_transpose(b)
+        return xp.matmul(a, b) if out is None else xp.matmul(a, b, out=out)
     count = length // PIECE
     whole = count * PIECE
 
@@ -425,7 +427,10 @@ def inner(xp: Namespace, a: Array, b: Array) -> Array:
     total = xp.sum(each, axis=-3, dtype=each.dtype)
     if whole < length:
         total += xp.matmul(a[..., whole:], xp.matrix_transpose(b[..., whole:]))
-    return total
+    if out is None:
+        return total
+    out[...] = total
+    return out
 
 
 def merged(a: Array, axis: int) -> Array | None:

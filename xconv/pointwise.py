@@ -46,23 +46,30 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
     return swapped(xp, xp.reshape(y, (G, N, k, *window.O)))
 
 
-def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
-    """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W)."""
+def grad_weight(
+    xp: Namespace, x: Array, g: Array, window: Window, out: Array | None = None
+) -> Array:
+    """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W), in `out` if that can be."""
     x = x[taps(window)[0]]
     G, c, N = x.shape[:3]
     k = g.shape[1]
     positions = math.prod(window.O)
-    if positions * (c + k) >= c * k:  # to sum the samples' results is less than to gather samples
+    if (
+        N > 1 and positions * (c + k) >= c * k
+    ):  # to sum the samples' results is less than to gather samples
         cells = xp.reshape(swapped(xp, x), (G, N, c, positions))
         rows = xp.reshape(swapped(xp, g), (G, N, k, positions))
         # (G, N, k, O) @ (G, N, O, c) -> (G, N, k, c)
         each = inner(xp, rows, cells)
-        dw = each[:, 0, ...] if N == 1 else xp.sum(each, axis=1, dtype=each.dtype)
+        dw = xp.sum(each, axis=1, dtype=each.dtype)
     else:
         cells = xp.reshape(x, (G, c, N * positions))
         rows = xp.reshape(g, (G, k, N * positions))
+        place = None if out is None else merged(out, 2)
         # (G, k, N*O) @ (G, N*O, c) -> (G, k, c)
-        dw = inner(xp, rows, cells)
+        dw = inner(xp, rows, cells, place)
+        if place is not None:
+            return out
     return xp.reshape(dw, (G, k, c, *window.W))
 
 

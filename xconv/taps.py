@@ -41,8 +41,10 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
     return xp.reshape(y, (G, k, N, *window.O))
 
 
-def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
-    """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W)."""
+def grad_weight(
+    xp: Namespace, x: Array, g: Array, window: Window, out: Array | None = None
+) -> Array:
+    """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W), in `out` if that can be."""
     G, c, N = x.shape[:3]
     k = g.shape[1]
     positions = N * math.prod(window.O)

@@ -56,13 +56,16 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
     return y if place is None else out
 
 
-def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
-    """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W)."""
+def grad_weight(
+    xp: Namespace, x: Array, g: Array, window: Window, out: Array | None = None
+) -> Array:
+    """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W), in `out` if that can be."""
     G, c, k = x.shape[0], x.shape[1], g.shape[1]
     columns = _columns(xp, x, window, 1)[:, 0, ...]
     # (G, k, N*O) @ (G, N*O, c*W) -> (G, k, c*W)
-    dw = inner(xp, xp.reshape(g, (G, k, columns.shape[-1])), columns)
-    return xp.reshape(dw, (G, k, c, *window.W))
+    place = None if out is None else merged(out, 2)
+    dw = inner(xp, xp.reshape(g, (G, k, columns.shape[-1])), columns, place)
+    return xp.reshape(dw, (G, k, c, *window.W)) if place is None else out
 
 
 def _columns(xp: Namespace, x: Array, window: Window, parts: int) -> Array:

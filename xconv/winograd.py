@@ -1,4 +1,4 @@
-"""`winograd`: fewer multiplications for small kernels at stride 1, any rank.
+"""`winograd`: fewer multiplications for small kernels at stride 1, any rank and dilation.
 
 A tile of m outputs of a kernel of r taps is a product of polynomials, transposed. Evaluated at
 m + r - 1 points (Toom and Cook; the last one is infinity), it takes as many multiplications
@@ -14,6 +14,9 @@ See Winograd, "Arithmetic Complexity of Computations" (1980), and Lavin and Gray
 https://arxiv.org/abs/1509.09308. The points, multiples of 3/4, are those of least error among small
 fractions; matrices are computed in exact fractions and rounded once.
 
+With dilation d, the outputs o, o + d, o + 2*d, .. are a dense convolution of every d-th cell: such
+phases are samples of their own.
+
 Errors are relative to the largest magnitudes of a tile, not to those of one output.
 """
 
@@ -25,7 +28,18 @@ from fractions import Fraction
 from functools import lru_cache
 
 from .geometry import SPATIAL, Ints, Window
-from .namespace import Array, Namespace, constant, in_place, matmul, mirrored, scratch, tiled
+from .namespace import (
+    Array,
+    Namespace,
+    constant,
+    gathered,
+    in_place,
+    matmul,
+    merged,
+    mirrored,
+    scratch,
+    tiled,
+)
 from .padding import embedded
 
 CUTS = False
@@ -62,7 +76,8 @@ def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -
 
 def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
     """dT/dg: x (G, c, N, *L) padded, w prepared -> (G, k, N, *O), in `out` if that can be."""
-    G, N, k = x.shape[0], x.shape[2], w.shape[1]
+    G, k, phases = x.shape[0], w.shape[1], _phases(window)
+    N = x.shape[2] * math.prod(phases)
     m, n, tiles = _outputs(window.W), _points(window.W), _tiles(window)
     inputs = _transformed(xp, x, window, n, "inputs")
     # (G, points, N*tiles, c) @ (G, points, c, k) -> (G, points, N*tiles, k)
@@ -85,27 +100,44 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
         2 * r + 2,
     )
     covered = tuple(t * size for t, size in zip(tiles, m, strict=True))
-    whole = covered == window.O
+    whole = covered == window.O and max(phases) == 1
     if in_place(xp):
-        target = out if whole and out is not None else scratch(xp, (G, k, N, *covered), x.dtype)
+        target = out if whole else None
+        if target is None or target.strides[-1] != target.itemsize:  # BLAS would not write to it
+            target = scratch(xp, (G, k, N, *covered), x.dtype)
         pairs = (size for pair in zip(tiles, m, strict=True) for size in pair)
         split = xp.reshape(target, (G, k, N, *pairs))  # to split axes is a view
         # (.., k, n) @ (n, m) -> (.., k, m)
         xp.matmul(y, last, out=xp.permute_dims(split, _back(order)))
     else:
         target = xp.reshape(xp.permute_dims(xp.matmul(y, last), order), (G, k, N, *covered))
-    return target if whole else target[(slice(None),) * SPATIAL + tuple(map(slice, window.O))]
+    if whole:
+        return target
+    if max(phases) > 1:
+        # (G, k, phases, N, *covered), each of its axes to where its phases are
+        split = xp.reshape(target, (G, k, *phases, x.shape[2], *covered))
+        order = (0, 1, r + 2, *(i for a in range(r) for i in (r + 3 + a, 2 + a)))
+        sizes = (p * size for p, size in zip(phases, covered, strict=True))
+        target = gathered(xp, xp.permute_dims(split, order), (G, k, x.shape[2], *sizes))
+    return target[(slice(None),) * SPATIAL + tuple(map(slice, window.O))]
 
 
-def grad_weight(xp: Namespace, x: Array, g: Array, window: Window) -> Array:
-    """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W)."""
+def grad_weight(
+    xp: Namespace, x: Array, g: Array, window: Window, out: Array | None = None
+) -> Array:
+    """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W), in `out` if that can be."""
     G, k, c = g.shape[0], g.shape[1], x.shape[1]
     inputs = _transformed(xp, x, window, _points(window.W), "inputs")
     rows = _transformed(xp, g, window, _outputs(window.W), "outputs")
     # (G, points, k, N*tiles) @ (G, points, N*tiles, c) -> (G, points, k, c)
     products = _ordered(xp, xp.matrix_transpose(rows), inputs, (0, 2, 1, 3))
     # (G, k, c, points) @ (points, W) -> (G, k, c, W)
-    dw = xp.matmul(xp.matrix_transpose(products), constant(xp, _weights, (window.W,), x))
+    back = constant(xp, _weights, (window.W,), x)
+    place = None if out is None else merged(out, SPATIAL)
+    if place is not None:
+        xp.matmul(xp.matrix_transpose(products), back, out=place)
+        return out
+    dw = xp.matmul(xp.matrix_transpose(products), back)
     return xp.reshape(dw, (G, k, c, *window.W))
 
 
@@ -113,7 +145,7 @@ def _transformed(xp: Namespace, a: Array, window: Window, sizes: Ints, which: st
     """Return the transforms of tiles of these sizes: (G, c, N, *L) -> (G, points, N*tiles, c)."""
     m, tiles, channels = _outputs(window.W), _tiles(window), a.shape[1]
     cells = tuple((t - 1) * step + n for t, step, n in zip(tiles, m, sizes, strict=True))
-    a = _channels_last(xp, a, cells)
+    a = _channels_last(xp, a, window, cells)
     a = xp.reshape(a, (*a.shape[:2], -1))
     for axis, size in enumerate(sizes):
         matrix = _matrix(xp, which, window.W, axis, a)
@@ -128,22 +160,28 @@ def _transformed(xp: Namespace, a: Array, window: Window, sizes: Ints, which: st
     return xp.reshape(a, (a.shape[0], math.prod(_points(window.W)), -1, channels))
 
 
-def _channels_last(xp: Namespace, a: Array, sizes: Ints) -> Array:
-    """Return a block as (G, N, *sizes, c) in memory, with zeros where tiles reach beyond it."""
+def _channels_last(xp: Namespace, a: Array, window: Window, sizes: Ints) -> Array:
+    """Return a block as (G, phases*N, *sizes, c) in memory, with zeros where tiles reach beyond."""
+    every = slice(None)
+    firsts = itertools.product(*map(range, _phases(window)))
+    apart = [tuple(map(slice, first, (None,) * len(first), window.dilation)) for first in firsts]
+    parts = [a[(every, every, every, *cells)] for cells in apart]
     order = (0, *range(2, a.ndim), 1)
     if not in_place(xp):
         for axis, n in enumerate(sizes, SPATIAL):
-            a = embedded(xp, a, axis, 0, n - a.shape[axis])
-        return xp.permute_dims(a, order)
-    a = xp.permute_dims(a, order)
-    fits = tuple(a.shape[2:-1]) == sizes
-    if fits and a.flags.c_contiguous:  # as `padding.read` leaves it
-        return a
-    block = scratch(xp, (*a.shape[:2], *sizes, a.shape[-1]), a.dtype)
+            parts = [embedded(xp, part, axis, 0, n - part.shape[axis]) for part in parts]
+        return xp.permute_dims(xp.concat(parts, axis=2), order)
+    parts = [xp.permute_dims(part, order) for part in parts]
+    fits = all(tuple(part.shape[2:-1]) == sizes for part in parts)
+    if fits and len(parts) == 1 and parts[0].flags.c_contiguous:  # as `padding.read` leaves it
+        return parts[0]
+    G, c, N = a.shape[:SPATIAL]
+    block = scratch(xp, (G, len(parts), N, *sizes, c), a.dtype)
     if not fits:
         block[...] = 0
-    block[(slice(None), slice(None), *map(slice, a.shape[2:-1]))] = a
-    return block
+    for phase, part in enumerate(parts):
+        block[(every, phase, every, *map(slice, part.shape[2:-1]))] = part
+    return xp.reshape(block, (G, len(parts) * N, *sizes, c))
 
 
 def _ordered(xp: Namespace, a: Array, b: Array, order: Ints) -> Array:
@@ -172,8 +210,15 @@ def _points(W: Ints) -> Ints:
     return tuple(m + w - 1 for m, w in zip(_outputs(W), W, strict=True))
 
 
+def _phases(window: Window) -> Ints:
+    """Return how many phases each axis has."""
+    return tuple(map(min, window.dilation, window.O))
+
+
 def _tiles(window: Window) -> Ints:
-    return tuple(-(-o // m) for o, m in zip(window.O, _outputs(window.W), strict=True))
+    """Return how many tiles each axis of a phase has."""
+    sizes = zip(window.O, _phases(window), _outputs(window.W), strict=True)
+    return tuple(-(-o // (phases * m)) for o, phases, m in sizes)
 
 
 def _matrix(xp: Namespace, which: str, W: Ints, axis: int, like: Array) -> Array:
@@ -244,9 +289,10 @@ def _inverse(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
 
 def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that `forward` needs beyond its operands and its result."""
-    m, n, tiles = _outputs(window.W), _points(window.W), G * N * math.prod(_tiles(window))
+    m, n, phases = _outputs(window.W), _points(window.W), math.prod(_phases(window))
     after = sum(math.prod((*m[:a], *n[a:])) for a in range(len(m)))  # and with each axis back
-    return _steps(G * N, window, n) * c + tiles * (after + math.prod(m)) * k
+    after += math.prod(m) * (2 if phases > 1 else 1)
+    return _steps(G * N, window, n) * c + G * N * phases * math.prod(_tiles(window)) * after * k
 
 
 def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
@@ -261,6 +307,7 @@ def _steps(samples: int, window: Window, sizes: Ints) -> int:
     m, tiles = _outputs(window.W), _tiles(window)
     cells = [(t - 1) * step + size for t, step, size in zip(tiles, m, sizes, strict=True)]
     points = [t * n for t, n in zip(tiles, _points(window.W), strict=True)]
+    samples *= math.prod(_phases(window))
     return samples * sum(math.prod((*points[:a], *cells[a:])) for a in range(len(m) + 1))
 
 
@@ -271,4 +318,5 @@ def prepared(G: int, window: Window, c: int, k: int) -> int:
 
 def sizes(window: Window) -> tuple[int, int, int]:
     """Return the points of a tile, its outputs, and how many tiles a sample has."""
-    return math.prod(_points(window.W)), math.prod(_outputs(window.W)), math.prod(_tiles(window))
+    tiles = math.prod(_tiles(window)) * math.prod(_phases(window))
+    return math.prod(_points(window.W)), math.prod(_outputs(window.W)), tiles
