@@ -328,8 +328,8 @@ def test_numpy_x_beside_chunks():
     dx, _, _ = xconv.conv_backward(dy, x, w, padding=1)
     assert dx.chunks[2] == (10,) * 4
     x = da.from_array(x, chunks=1)
-    with pytest.raises(ValueError, match="dilations of 1"):
-        xconv.conv(x, w, dilation=3, method="winograd")
+    with pytest.raises(ValueError, match="strides of 1"):
+        xconv.conv(x, w, stride=3, method="winograd")
 
 
 def test_the_demo():

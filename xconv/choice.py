@@ -31,7 +31,7 @@ class Algorithm(Hashable, Protocol):
 
     CUTS: bool  # whether sums over channels and taps may be cut into parts
     SCRATCH: bool  # whether temporary arrays are taken from `namespace.scratch`
-    LONG: int  # how much larger than others its blocks should be, where its calls are short
+    LONG: float  # how much larger than others its blocks should be, where its calls are short
     LEAST: tuple[int, int]  # positions and output channels below which no block is cut for cores
     LAST: bool  # whether channels are to come last in memory, where a block is a copy
 
