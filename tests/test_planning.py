@@ -168,7 +168,7 @@ KERNELS = {  # kernel size, stride, dilation, and how many times the truth estim
     taps: ((3, 2), (2, 1), (1, 2), 1.05),
     windows: ((3, 2), (2, 1), (1, 2), 1.05),
     pointwise: ((1, 1), (1, 1), (1, 1), 1.4),
-    depthwise: ((3, 4), (1, 1), (1, 2), 1.05),
+    depthwise: ((3, 4), (2, 1), (1, 2), 1.05),
     winograd: ((3, 2), (1, 1), (1, 1), 1.75),
     fft: ((6, 5), (2, 1), (1, 2), 1.75),
 }

@@ -19,9 +19,9 @@ from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from . import depthwise, fft, plan, pointwise, taps, windows, winograd
+from . import bands, depthwise, fft, plan, pointwise, taps, windows, winograd
 from .errors import Refusal
-from .geometry import Geometry, Ints, Window, named
+from .geometry import Geometry, Ints, Window, named, slab
 from .namespace import COMPLEX, INTEGER, REAL, Array, Namespace, in_place, itemsize, on_gpu
 from .plan import Limits, Plan
 
@@ -70,6 +70,10 @@ ROW = 0.1  # a number of the columns, in a product with few rows
 COPY = 0.3  # a number copied in runs, as into columns
 ADD = 0.5  # a number added to where a tap belongs
 LONE = 3  # times as much where groups of one channel share no product
+DOT = 0.08  # a number of a long scalar product
+RUN = 5.0  # a run of numbers that is copied, as a row of an image
+PRODUCT = 40.0  # a product that is one of a batch
+SHORT = 0.75  # an operation of such a product, against a large one
 CALL = 5000.0  # one call of NumPy, on a small array
 WEIGHT = 3.0  # a weight rearranged; that is done once, by one core
 TILE = 3.5  # a number of a Winograd tile, transformed forth and back
@@ -173,10 +177,9 @@ def _best(
     raise refusal
 
 
-def spreads(task: Task, algorithm: Algorithm, weights: bool = False) -> bool:
+def spreads(task: Task, algorithm: Algorithm) -> bool:
     """Whether a NaN may reach results that do not read it, so that these are to be checked."""
-    exact = (windows, taps, pointwise) if weights else (windows, taps, pointwise, depthwise)
-    return task.method == "auto" and algorithm not in exact
+    return task.method == "auto" and algorithm not in (windows, taps, pointwise)
 
 
 def candidates(
@@ -187,7 +190,7 @@ def candidates(
     if task.method in ("winograd", "fft"):
         return [(0.0, METHODS[task.method])]
     direct = _direct(task, geom, weights)
-    found = [(costs(task, geom, direct, mirrored), direct)]
+    found = [(costs(task, geom, direct, mirrored, weights), direct)]
     inexact = task.method == "auto" and task.result not in INTEGER and not on_gpu(task.xp)
     if inexact and math.prod(geom.W) > 1:
         if _winograd_applies(geom) and task.compute not in COMPLEX:
@@ -205,16 +208,21 @@ def expression(task: Task, geom: Geometry) -> Algorithm:
 def _direct(task: Task, geom: Geometry, weights: bool) -> Algorithm:
     """Return the algorithm without transforms for a geometry.
 
-    In a weight gradient, `depthwise` multiplies zeros by cells between rows: there it is for
-    "auto", which looks at the result, and not for a GPU, where to look is to wait.
+    `depthwise` multiplies zeros by cells that an output does not read: it is for "auto", which
+    looks at the result, and not for a GPU, where to look is to wait.
     """
     if math.prod(geom.W) == 1:
         return pointwise
-    lone = geom.c == geom.k == 1 and geom.G > 1 and max(geom.stride) == 1
+    lone = geom.c == geom.k == 1 and geom.G > 1
     few = lone and math.prod(geom.W) <= FEW and not weights  # as in phases of a stride
     if task.method == "taps" or (task.method == "auto" and few):
         return taps
-    if lone and (not weights or (task.method == "auto" and not on_gpu(task.xp))):
+    if (
+        lone
+        and (weights or max(geom.stride) == 1)
+        and task.method == "auto"
+        and not on_gpu(task.xp)
+    ):
         return depthwise
     return windows
 
@@ -239,7 +247,9 @@ def check_applies(task: Task, geom: Geometry) -> None:
         )
 
 
-def costs(task: Task, geom: Geometry, algorithm: Algorithm, mirrored: bool) -> float:
+def costs(
+    task: Task, geom: Geometry, algorithm: Algorithm, mirrored: bool, weights: bool = False
+) -> float:
     """Estimate the time of a contraction, in nanoseconds on one core."""
     wide, flop = task.wide, task.flop
     points, outputs = math.prod(geom.W), geom.N * math.prod(geom.O)
@@ -264,12 +274,60 @@ def costs(task: Task, geom: Geometry, algorithm: Algorithm, mirrored: bool) -> f
     if algorithm is pointwise:
         return products
     columns = outputs * geom.C * points
+    lone = geom.c == geom.k == 1 and geom.G > 1
+    if algorithm is depthwise:
+        return _depthwise_costs(task, geom, weights)
     return (
         products
         + task.rows(columns, geom.k)
-        + COPY * wide * columns
+        + COPY * (LONE if lone else 1) * wide * columns
         + mirrored * WEIGHT * wide * sums * points
     )
+
+
+def _depthwise_costs(task: Task, geom: Geometry, weights: bool) -> float:
+    """Estimate a forward contraction or a weight gradient by `depthwise`."""
+    images, points = geom.N * geom.G, math.prod(geom.W)
+    if weights:
+        cells = images * slab(geom, geom.O, geom.W)
+        L = geom.stride[-1] * (geom.O[-1] - 1) + geom.dilation[-1] * (geom.W[-1] - 1) + 1
+        return cells * (2 * RUN / L + task.wide * (2 * COPY + DOT * points)) + 15 * CALL
+    window = Window(geom.O, geom.W, geom.stride, geom.dilation)
+    rows, width = math.prod(geom.O[:-1]), math.prod(geom.O[1:])
+    copied = rows * (1 + points // geom.W[0]) * (RUN + COPY * task.wide * geom.O[-1])
+    operations = 2 * depthwise.prepared(1, window, 1, 1) * width
+    product = PRODUCT + operations * task.flop * SHORT
+    return images * (copied + -(-geom.O[0] // depthwise.ROWS) * product) + 15 * CALL
+
+
+@lru_cache(maxsize=256)
+def banded(task: Task, geom: Geometry, contraction: str, pairs: int = 1) -> plan.Boxes | None:
+    """Return the blocks of a contraction by `bands`, or None: it is not the best."""
+    if task.method != "auto" or not in_place(task.xp) or on_gpu(task.xp) or pairs != 1:
+        return None
+    padded = geom.padding_mode != "zeros" and max(map(max, geom.padding)) > 0
+    if not geom.c == geom.k == 1 or math.prod(geom.W) == 1 or padded or 0 in geom.I:
+        return None
+    if contraction == "grad_weight" and max((1, *geom.stride[:-2])) > 1:
+        return None
+    cut = plan.groups(geom, bands.work(geom, contraction), task.itemsize, task.limits)
+    if cut is None or band_costs(task, geom, contraction) > unbanded_costs(task, geom, contraction):
+        return None
+    return cut
+
+
+def unbanded_costs(task: Task, geom: Geometry, contraction: str) -> float:
+    """Estimate a contraction without `bands`."""
+    if contraction == "grad_input":
+        return _phased(task, geom, geom.I)
+    return candidates(task, geom, weights=contraction == "grad_weight")[0][0]
+
+
+def band_costs(task: Task, geom: Geometry, contraction: str) -> float:
+    """Estimate a contraction by `bands`."""
+    own = bands.work(geom, contraction)
+    product = PRODUCT + own.operations * task.flop * SHORT
+    return geom.G * (own.products * product + COPY * task.wide * own.copied) + own.calls * CALL
 
 
 @lru_cache(maxsize=256)
@@ -317,4 +375,7 @@ def _phased(task: Task, geom: Geometry, size: Ints) -> float:
         stride=(1,) * geom.rank,
         dilation=dilation,
     )
-    return phases * candidates(task, one, mirrored=True)[0][0]
+    estimate = phases * candidates(task, one, mirrored=True)[0][0]
+    if phases > 1 and geom.c == geom.k == 1:  # written a few cells apart
+        estimate += ADD * LONE * task.wide * geom.N * geom.C * math.prod(size)
+    return estimate

@@ -29,8 +29,8 @@ class Step:
     ----------
     method : str
         The algorithm: a public method, or what "windows" and "taps" come to in NumPy and CuPy:
-        "pointwise" for kernels of one tap, "depthwise" for one channel per group, "scatter" for
-        an input gradient with its products first.
+        "pointwise" for kernels of one tap, "scatter" for an input gradient with its products
+        first. "auto" has two more for one channel per group: "bands" and "depthwise".
     blocks : int
         How many blocks there are; 1 where an expression computes everything at once.
     block_bytes, weight_bytes : int
@@ -195,6 +195,12 @@ def _steps(task: Task, call: Call, contraction: str) -> Iterator[Step]:
         return
     if choice.whole(task, geom):
         yield Step("cudnn", 1, 0, 0, {})
+        return
+    if cut := choice.banded(task, geom, contraction):
+        how = task, geom, contraction
+        times = choice.band_costs(*how), choice.unbanded_costs(*how)
+        estimates = dict(zip(("bands", "others"), (ns / 1e9 for ns in times), strict=True))
+        yield Step("bands", cut.blocks((geom.G, geom.N, *geom.O)), cut.block, 0, estimates)
         return
     if not in_place(task.xp):
         pieces = [geom]
