@@ -54,8 +54,8 @@ class Band(NamedTuple):
     results: int
 
     @property
-    def count(self) -> int:
-        """The number of blocks."""
+    def number(self) -> int:
+        """How many blocks there are."""
         return -(-self.results // self.rows)
 
     @property
@@ -70,7 +70,7 @@ class Band(NamedTuple):
         first, last = self.inside
         if last:
             yield first, last
-        for block in itertools.chain(range(first), range(last, self.count)):
+        for block in itertools.chain(range(first), range(last, self.number)):
             yield block, block + 1
 
 
@@ -275,5 +275,5 @@ def work(geom: Geometry, contraction: str) -> Work:
     how = band(geom, contraction == "grad_input")
     size = how.height * how.width
     first, last = how.inside
-    calls = 10 + 3 * (how.count - last + first)
-    return Work(how.count, 2 * (geom.N + 4) * size, size, size, calls)
+    calls = 10 + 3 * (how.number - last + first)
+    return Work(how.number, 2 * (geom.N + 4) * size, size, size, calls)
