@@ -40,6 +40,7 @@ LAYERS = {
     "fft": ((2, 1, 4000), (2, 1, 301), {"padding": "same"}),
     "bands": ((8, 48, 14, 14), (48, 1, 3, 3), {"padding": 1, "groups": 48}),
     "depthwise": ((2, 6, 60, 56), (6, 1, 3, 3), {"padding": 1, "groups": 6}),
+    "lines": ((2, 3, 40, 40), (6, 3, 5, 5), {"padding": 2}),
 }
 NAMED = ("winograd", "fft")
 

@@ -19,7 +19,7 @@ from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from . import bands, depthwise, fft, plan, pointwise, taps, windows, winograd
+from . import bands, depthwise, fft, lines, plan, pointwise, taps, windows, winograd
 from .errors import Refusal
 from .geometry import Geometry, Ints, Window, named, slab
 from .namespace import COMPLEX, INTEGER, REAL, Array, Namespace, in_place, itemsize, on_gpu
@@ -72,6 +72,7 @@ ADD = 0.5  # a number added to where a tap belongs
 LONE = 3  # times as much where groups of one channel share no product
 DOT = 0.08  # a number of a long scalar product
 RUN = 5.0  # a run of numbers that is copied, as a row of an image
+PACK = 0.25  # a number of a matrix that BLAS rearranges for each of a batch
 PRODUCT = 40.0  # a product that is one of a batch
 SHORT = 0.75  # an operation of such a product, against a large one
 CALL = 5000.0  # one call of NumPy, on a small array
@@ -179,7 +180,7 @@ def _best(
 
 def spreads(task: Task, algorithm: Algorithm) -> bool:
     """Whether a NaN may reach results that do not read it, so that these are to be checked."""
-    return task.method == "auto" and algorithm not in (windows, taps, pointwise)
+    return task.method == "auto" and algorithm not in (windows, taps, lines, pointwise)
 
 
 def candidates(
@@ -196,6 +197,8 @@ def candidates(
         if _winograd_applies(geom) and task.compute not in COMPLEX:
             found.append((costs(task, geom, winograd, mirrored), winograd))
         found.append((costs(task, geom, fft, mirrored), fft))
+        if direct is windows and geom.rank > 1 and geom.k > 1 and geom.dilation[0] == 1:
+            found.append((costs(task, geom, lines, mirrored, weights), lines))
     return sorted(found, key=lambda entry: entry[0])
 
 
@@ -274,15 +277,28 @@ def costs(
     if algorithm is pointwise:
         return products
     columns = outputs * geom.C * points
-    lone = geom.c == geom.k == 1 and geom.G > 1
     if algorithm is depthwise:
         return _depthwise_costs(task, geom, weights)
-    return (
-        products
-        + task.rows(columns, geom.k)
-        + COPY * (LONE if lone else 1) * wide * columns
-        + mirrored * WEIGHT * wide * sums * points
-    )
+    copied = float(columns) * (LONE if geom.c == geom.k == 1 and geom.G > 1 else 1)
+    more = mirrored * WEIGHT * wide * sums * points
+    if algorithm is lines:
+        rows = geom.stride[0] * (geom.O[0] - 1) + geom.W[0]
+        copied *= rows / (geom.O[0] * geom.W[0])
+        more += _line_costs(task, geom, weights)
+    more += copied * (COPY * wide + RUN / geom.O[-1])
+    return products + task.rows(columns, geom.k) + more
+
+
+def _line_costs(task: Task, geom: Geometry, weights: bool) -> float:
+    """Estimate what the many products of `lines` take beyond those of `windows`."""
+    sums, positions = geom.k * geom.c * math.prod(geom.W), math.prod(geom.O)
+    if weights:
+        each = PRODUCT + (0.3 * task.flop * positions + ADD * task.wide) * sums / geom.W[0]
+        return geom.G * geom.N * geom.W[0] * each
+    few = math.prod(geom.O[1:]) < lines.SHORT
+    products = geom.G * geom.O[0] * (1 if few else geom.N)
+    stored = few * COPY * geom.N * geom.K * positions
+    return products * (PRODUCT + PACK * task.wide * sums) + task.wide * stored
 
 
 def _depthwise_costs(task: Task, geom: Geometry, weights: bool) -> float:
