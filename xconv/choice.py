@@ -293,7 +293,8 @@ def _line_costs(task: Task, geom: Geometry, weights: bool) -> float:
     """Estimate what the many products of `lines` take beyond those of `windows`."""
     sums, positions = geom.k * geom.c * math.prod(geom.W), math.prod(geom.O)
     if weights:
-        each = PRODUCT + (0.3 * task.flop * positions + ADD * task.wide) * sums / geom.W[0]
+        each = PRODUCT + (0.35 * task.flop * positions + ADD * task.wide) * sums / geom.W[0]
+        each += PACK / 4 * task.wide * geom.k * positions
         return geom.G * geom.N * geom.W[0] * each
     few = math.prod(geom.O[1:]) < lines.SHORT
     products = geom.G * geom.O[0] * (1 if few else geom.N)
