@@ -3,7 +3,8 @@
 An algorithm is a module with the functions of `Algorithm`, on padded blocks in the form of
 `layout`. There is no `grad_input` among them: at each phase of the stride it is a `forward` with
 the weights mirrored (see `Geometry.phases`), or products first for all of them (`scatter`). A new
-method is a new module and a line here. Only cuDNN takes contractions whole, and cuts by itself.
+method is a new module and a line here. Only cuDNN and `bands` take contractions whole: the one cuts
+by itself, the other is cut into groups alone.
 
 "auto" takes the least estimated time among the methods whose plan fits the workspace. Estimates
 are the sums of `costs`, in nanoseconds on one core; they depend on shapes, dtype and the kind of
