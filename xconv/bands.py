@@ -33,6 +33,7 @@ from .padding import Reading, fill, reading
 
 ALL = slice(None)
 
+LARGEST = 256  # taps: each takes a few calls
 LEAST = 7  # results of a product, or it takes several rows
 TALL = 4  # times its width: a matrix that BLAS reads faster the other way
 

@@ -324,7 +324,8 @@ def banded(task: Task, geom: Geometry, contraction: str, pairs: int = 1) -> plan
     if task.method != "auto" or not in_place(task.xp) or on_gpu(task.xp) or pairs != 1:
         return None
     padded = geom.padding_mode != "zeros" and max(map(max, geom.padding)) > 0
-    if not geom.c == geom.k == 1 or math.prod(geom.W) == 1 or padded or 0 in geom.I:
+    taps = math.prod(geom.W)
+    if not geom.c == geom.k == 1 or not 1 < taps <= bands.LARGEST or padded or 0 in geom.I:
         return None
     if contraction == "grad_weight" and max((1, *geom.stride[:-2])) > 1:
         return None
