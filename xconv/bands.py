@@ -182,7 +182,8 @@ def _diagonals(
             ends = zip(meet, down, right, strict=True)
             corner = sum(there.start * m + here.start * n for (there, here), m, n in ends)
             index = (slice(None), 0, 0, *tap, *(None,) * geom.rank)
-            found.append((index, corner, shape, along))
+            steps = [step if n > 1 else 0 for n, step in zip(shape, along, strict=True)]
+            found.append((index, corner, shape, tuple(steps)))  # one number takes no step
     return found
 
 
