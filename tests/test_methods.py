@@ -10,7 +10,7 @@ import oracle
 import pytest
 
 import xconv
-from xconv import fft, winograd
+from xconv import bands, depthwise, fft, geometry, lines, windows, winograd
 
 RNG = np.random.default_rng(0)
 
@@ -38,7 +38,11 @@ BOUNDS = {
 LAYERS = {
     "winograd": ((2, 64, 56, 56), (128, 64, 3, 3), {"padding": 1}),
     "fft": ((2, 1, 4000), (2, 1, 301), {"padding": "same"}),
+    "bands": ((8, 48, 14, 14), (48, 1, 3, 3), {"padding": 1, "groups": 48}),
+    "depthwise": ((2, 6, 60, 56), (6, 1, 3, 3), {"padding": 1, "groups": 6}),
+    "lines": ((2, 3, 40, 40), (6, 3, 5, 5), {"padding": 2}),
 }
+NAMED = ("winograd", "fft")
 
 
 def normal(*shape, dtype="float32"):
@@ -116,7 +120,7 @@ def test_a_nan_in_the_weights_stays_in_its_channel():
     assert list(np.flatnonzero(spoiled)) == [3]
 
 
-@pytest.mark.parametrize("method", LAYERS)
+@pytest.mark.parametrize("method", NAMED)
 def test_named_methods_stay_within_the_workspace(method):
     x_shape, w_shape, options = LAYERS[method]
     x, w = normal(*x_shape), normal(*w_shape)
@@ -134,6 +138,61 @@ def test_named_methods_stay_within_the_workspace(method):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak - result.nbytes <= workspace + 2**16
+
+
+# one channel per group: input size, kernel size, stride, dilation, padding
+BANDS = [
+    ((7, 7), (3, 3), 1, 1, 1),
+    ((9, 4), (3, 5), 2, 1, ((1, 2), (4, 0))),
+    ((14, 11), (2, 3), (2, 3), (3, 2), ((0, 3), (-1, 1))),
+    ((3, 2), (3, 3), 1, 1, 4),  # rows that read nothing but padding
+    ((12, 5), (1, 3), (3, 1), 1, ((-2, -2), (1, 1))),
+    ((40,), (4,), 3, 2, 5),
+    ((4, 5, 6), (2, 3, 2), (1, 2, 3), (2, 1, 1), 1),
+]
+
+
+@pytest.mark.parametrize("samples", [1, 6])
+@pytest.mark.parametrize("sizes", BANDS, ids=str)
+def test_bands_are_exact_on_small_integers(sizes, samples):
+    I, W, stride, dilation, padding = sizes
+    more = {"stride": stride, "dilation": dilation, "padding": padding, "groups": 5}
+    given = geometry.options(len(I), stride, padding, dilation, 5)
+    geom = geometry.geometry(samples, 5, 5, I, W, given)
+    x, w, g = (
+        RNG.integers(-4, 5, shape).astype("float32")
+        for shape in ((5, 1, samples, *I), (5, 1, 1, *W), (5, 1, samples, *geom.O))
+    )
+    plain = [a[:, 0].swapaxes(0, 1) for a in (x, g)]
+    y, dx, dw = contractions(plain[0], w[:, 0], plain[1], method="taps", **more)
+    out = np.empty_like(g)
+    assert bands.forward(np, x, w, geom, out) is out
+    np.testing.assert_array_equal(out[:, 0].swapaxes(0, 1), y)
+    found = bands.grad_input(np, g, w, geom, None)
+    np.testing.assert_array_equal(found[:, 0].swapaxes(0, 1), dx)
+    if max((1, *geom.stride[:-2])) == 1:  # else its rows are not in one line
+        np.testing.assert_array_equal(bands.grad_weight(np, x, g, geom, None)[:, 0], dw)
+
+
+@pytest.mark.parametrize("O", [(6, 5), (5, 20), (70, 80), (1, 3), (4, 5, 3)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_lines_and_depthwise_are_exact_on_small_integers(O, stride):
+    W = (4, 3, 2)[: len(O)]
+    s = tuple(stride if o > 1 else 1 for o in O)
+    for algorithm, c, k, dilation in ((lines, 3, 4, 1), (depthwise, 1, 1, 1), (depthwise, 1, 1, 2)):
+        d = (dilation,) * len(O)
+        L = [a * (o - 1) + b * (t - 1) + 1 for o, t, a, b in zip(O, W, s, d, strict=True)]
+        x, w, g = (
+            RNG.integers(-4, 5, shape).astype("float32")
+            for shape in ((2, c, 3, *L), (2, k, c, *W), (2, k, 3, *O))
+        )
+        window, out = geometry.Window(O, W, s, d), np.empty_like(g)
+        want = windows.forward(np, x, windows.prepare(np, w, window), window)
+        prepared = algorithm.prepare(np, w, window)
+        for place in (out, None):
+            np.testing.assert_array_equal(algorithm.forward(np, x, prepared, window, place), want)
+        want = windows.grad_weight(np, x, g, window)
+        np.testing.assert_array_equal(algorithm.grad_weight(np, x, g, window), want)
 
 
 @pytest.mark.parametrize("workspace", [2**16, 2**20, 2**24, None])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import xconv
-from xconv import depthwise, fft, padding, pointwise, taps, windows, winograd
+from xconv import depthwise, fft, lines, padding, pointwise, taps, windows, winograd
 from xconv.geometry import Window
 
 
@@ -168,7 +168,8 @@ KERNELS = {  # kernel size, stride, dilation, and how many times the truth estim
     taps: ((3, 2), (2, 1), (1, 2), 1.05),
     windows: ((3, 2), (2, 1), (1, 2), 1.05),
     pointwise: ((1, 1), (1, 1), (1, 1), 1.4),
-    depthwise: ((3, 4), (1, 1), (1, 2), 1.05),
+    depthwise: ((3, 4), (2, 1), (1, 2), 1.05),
+    lines: ((3, 2), (2, 1), (1, 2), 1.4),
     winograd: ((3, 2), (1, 1), (1, 1), 2.0),  # in a block nothing is freed before its end
     fft: ((6, 5), (2, 1), (1, 2), 1.75),
 }

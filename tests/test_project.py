@@ -46,7 +46,7 @@ LINES = """
     geometry
     namespace
     dtypes layout padding workers
-    depthwise fft pointwise scatter taps windows winograd
+    bands depthwise fft lines pointwise scatter taps windows winograd
     plan
     choice
     schedule

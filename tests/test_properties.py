@@ -156,6 +156,8 @@ LARGE = {  # name: x, w and options; the matrix of windows is many times the wor
         {"dilation": (2, 3), "padding": "same", "padding_mode": "reflect"},
     ),
     "depthwise": ((2, 24, 64, 60), (24, 1, 7, 7), {"groups": 24, "padding": 3}),
+    "depthwise-small": ((16, 64, 14, 14), (64, 1, 3, 3), {"groups": 64, "padding": 1}),
+    "depthwise-strided": ((9, 56, 29, 28), (56, 1, 5, 3), {"groups": 56, "stride": 2}),
     "channels-last": ((2, 96, 90, 8), (5, 5, 8, 8), {"padding": 2, "layout": "channels_last"}),
     "1d-long-kernel": ((1, 4, 20000), (4, 4, 129), {"padding": "causal"}),
     "3d": ((1, 3, 28, 26, 24), (4, 3, 5, 5, 5), {"padding": 2}),

@@ -9,15 +9,15 @@ Arrays come in the form of `layout`: x ``(G, c, N, *I)``, w ``(G, k, c, *W)``, g
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from . import choice, padding, schedule, workers
+from . import bands, choice, padding, schedule, workers
 from .choice import Task
 from .geometry import Geometry, Window
 from .namespace import Array, Namespace, begin_block, cast, contiguous, dtype_name, dtype_of, finite
 from .padding import Index
-from .plan import TASKS, Limits, at_once, parts
+from .plan import TASKS, Boxes, Limits, at_once, parts
 from .schedule import Block, Forward, Term
 
 Pair = tuple[Array, Array]
@@ -74,6 +74,18 @@ def forward(
     """
     if 0 in y.shape or not geom.C or not pairs:
         store(setup, y, bias)
+        return
+    cut = choice.banded(setup.task, geom, "forward", len(pairs))
+    if cut is not None:
+
+        def again(own: slice) -> None:
+            part = geom.part(own.stop - own.start, 1, geom.N, (0,) * geom.rank, geom.O)
+            some = None if bias is None else bias[own]
+            forward(
+                setup.exact(), [(pairs[0][0][own], pairs[0][1][own])], y[own], part, some, mirrored
+            )
+
+        banded(setup, bands.forward, cut, pairs[0], y, geom, bias, again)
         return
     plan = schedule.forward(setup.task, geom, len(pairs), mirrored)
     pairs = [(x[plan.cells], w) for x, w in pairs]
@@ -174,11 +186,25 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
     if not geom.N:
         dw[...] = 0
         return
+    cut = choice.banded(setup.task, geom, "grad_weight")
+    if cut is not None:
+
+        def again(own: slice) -> None:
+            part = geom.part(own.stop - own.start, 1, geom.N, (0,) * geom.rank, geom.O)
+            grad_weight(setup.exact(), x[own], g[own], dw[own], part)
+
+        banded(setup, bands.grad_weight, cut, (x, g), dw, geom, None, again)
+    else:
+        _grad_weight(setup, x, g, dw, geom)
+
+
+def _grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> None:
+    """Write the gradient of the weights block by block."""
     xp = setup.xp
     plan = schedule.grad_weight(setup.task, geom)
     chosen = plan.algorithm
     cells = x[plan.cells]
-    checked = choice.spreads(setup.task, chosen, weights=True)
+    checked = choice.spreads(setup.task, chosen)
     same = dw.dtype == dtype_of(xp, setup.compute)  # so that one product alone is written to dw
     spoiled = False
     total = None
@@ -211,6 +237,36 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
     total = None
     if spoiled:
         grad_weight(setup.exact(), x, g, dw, geom)
+
+
+def banded(
+    setup: Setup,
+    run: Callable[..., Array],
+    cut: Boxes,
+    pair: Pair,
+    result: Array,
+    geom: Geometry,
+    bias: Array | None,
+    again: Callable[[slice], None],
+) -> None:
+    """Write a contraction by `bands`, some groups at a time; `again` does some of them exactly."""
+    xp = setup.xp
+    once = result.dtype == dtype_of(xp, setup.compute)
+    spoiled: list[slice] = []
+
+    def work(own: slice) -> None:
+        begin_block(xp, cut.block)
+        operand, w = (setup.ready(a[own], i) for i, a in enumerate(pair))
+        there = result[own]
+        block = run(xp, operand, w, geom, there if once else None)
+        if not finite(block):
+            spoiled.append(own)
+        store(setup, there, None if bias is None else bias[own], block)
+
+    groups = [slice(*part) for part in parts(0, geom.G, cut.g)]
+    workers.run(groups, work, workers=at_once(cut, setup.limits, setup.threads))
+    for own in spoiled:
+        again(own)
 
 
 def store(setup: Setup, there: Array, bias: Array | None, block: Array | None = None) -> None:

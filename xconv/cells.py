@@ -11,8 +11,8 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from . import padding, scatter, schedule, workers
-from .blocks import Pair, Setup, forward, store
+from . import bands, choice, padding, scatter, schedule, workers
+from .blocks import Pair, Setup, banded, forward, store
 from .geometry import SPATIAL, Geometry, Ints, Phase
 from .namespace import Array, Namespace, begin_block, dtype_of, mirrored, swapped
 from .padding import ALL
@@ -29,6 +29,16 @@ def grad_input(
     stored, so that they are rounded once.
     """
     if 0 in dx.shape:
+        return
+    cut = choice.banded(setup.task, geom, "grad_input", len(pairs))
+    if cut is not None:
+
+        def again(own: slice) -> None:
+            part = geom.part(own.stop - own.start, 1, geom.N, (0,) * geom.rank, geom.O)
+            some = None if bias is None else bias[own]
+            grad_input(setup.exact(), [(pairs[0][0][own], pairs[0][1][own])], dx[own], part, some)
+
+        banded(setup, bands.grad_input, cut, pairs[0], dx, geom, bias, again)
         return
     for strips, start, stop, copied in padding.tiles(geom.I, geom.padding_mode, geom.padding):
         if copied:

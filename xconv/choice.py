@@ -3,7 +3,8 @@
 An algorithm is a module with the functions of `Algorithm`, on padded blocks in the form of
 `layout`. There is no `grad_input` among them: at each phase of the stride it is a `forward` with
 the weights mirrored (see `Geometry.phases`), or products first for all of them (`scatter`). A new
-method is a new module and a line here. Only cuDNN takes contractions whole, and cuts by itself.
+method is a new module and a line here. Only cuDNN and `bands` take contractions whole: the one cuts
+by itself, the other is cut into groups alone.
 
 "auto" takes the least estimated time among the methods whose plan fits the workspace. Estimates
 are the sums of `costs`, in nanoseconds on one core; they depend on shapes, dtype and the kind of
@@ -19,9 +20,9 @@ from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from . import depthwise, fft, plan, pointwise, taps, windows, winograd
+from . import bands, depthwise, fft, lines, plan, pointwise, taps, windows, winograd
 from .errors import Refusal
-from .geometry import Geometry, Ints, Window, named
+from .geometry import Geometry, Ints, Window, named, slab
 from .namespace import COMPLEX, INTEGER, REAL, Array, Namespace, in_place, itemsize, on_gpu
 from .plan import Limits, Plan
 
@@ -31,7 +32,7 @@ class Algorithm(Hashable, Protocol):
 
     CUTS: bool  # whether sums over channels and taps may be cut into parts
     SCRATCH: bool  # whether temporary arrays are taken from `namespace.scratch`
-    LONG: float  # how much larger than others its blocks should be, where its calls are short
+    LONG: int  # how much larger than others its blocks should be, where its calls are short
     LEAST: tuple[int, int]  # positions and output channels below which no block is cut for cores
     LAST: bool  # whether channels are to come last in memory, where a block is a copy
 
@@ -77,6 +78,11 @@ ROW = 0.1  # a number of the columns, in a product with few rows
 COPY = 0.3  # a number copied in runs, as into columns
 ADD = 0.5  # a number added to where a tap belongs
 LONE = 3  # times as much where groups of one channel share no product
+DOT = 0.08  # a number of a long scalar product
+RUN = 5.0  # a run of numbers that is copied, as a row of an image
+PACK = 0.25  # a number of a matrix that BLAS rearranges for each of a batch
+PRODUCT = 40.0  # a product that is one of a batch
+SHORT = 0.75  # an operation of such a product, against a large one
 CALL = 5000.0  # one call of NumPy, on a small array
 WEIGHT = 3.0  # a weight rearranged; that is done once, by one core
 TILE = 2.5  # a number of a Winograd tile, transformed forth and back
@@ -181,10 +187,9 @@ def _best(
     raise refusal
 
 
-def spreads(task: Task, algorithm: Algorithm, weights: bool = False) -> bool:
+def spreads(task: Task, algorithm: Algorithm) -> bool:
     """Whether a NaN may reach results that do not read it, so that these are to be checked."""
-    exact = (windows, taps, pointwise) if weights else (windows, taps, pointwise, depthwise)
-    return task.method == "auto" and algorithm not in exact
+    return task.method == "auto" and algorithm not in (windows, taps, lines, pointwise)
 
 
 def candidates(
@@ -195,12 +200,14 @@ def candidates(
     if task.method in ("winograd", "fft"):
         return [(0.0, METHODS[task.method])]
     direct = _direct(task, geom, weights)
-    found = [(costs(task, geom, direct, mirrored), direct)]
+    found = [(costs(task, geom, direct, mirrored, weights), direct)]
     inexact = task.method == "auto" and task.result not in INTEGER and not on_gpu(task.xp)
     if inexact and math.prod(geom.W) > 1:
         if _winograd_applies(geom) and task.compute not in COMPLEX:
             found.append((costs(task, geom, winograd, mirrored), winograd))
         found.append((costs(task, geom, fft, mirrored), fft))
+        if direct is windows and geom.rank > 1 and geom.k > 1 and geom.dilation[0] == 1:
+            found.append((costs(task, geom, lines, mirrored, weights), lines))
     return sorted(found, key=lambda entry: entry[0])
 
 
@@ -213,16 +220,21 @@ def expression(task: Task, geom: Geometry) -> Algorithm:
 def _direct(task: Task, geom: Geometry, weights: bool) -> Algorithm:
     """Return the algorithm without transforms for a geometry.
 
-    In a weight gradient, `depthwise` multiplies zeros by cells between rows: there it is for
-    "auto", which looks at the result, and not for a GPU, where to look is to wait.
+    `depthwise` multiplies zeros by cells that an output does not read: it is for "auto", which
+    looks at the result, and not for a GPU, where to look is to wait.
     """
     if math.prod(geom.W) == 1:
         return pointwise
-    lone = geom.c == geom.k == 1 and geom.G > 1 and max(geom.stride) == 1
+    lone = geom.c == geom.k == 1 and geom.G > 1
     few = lone and math.prod(geom.W) <= FEW and not weights  # as in phases of a stride
     if task.method == "taps" or (task.method == "auto" and few):
         return taps
-    if lone and (not weights or (task.method == "auto" and not on_gpu(task.xp))):
+    if (
+        lone
+        and (weights or max(geom.stride) == 1)
+        and task.method == "auto"
+        and not on_gpu(task.xp)
+    ):
         return depthwise
     return windows
 
@@ -245,7 +257,9 @@ def check_applies(task: Task, geom: Geometry) -> None:
         )
 
 
-def costs(task: Task, geom: Geometry, algorithm: Algorithm, mirrored: bool) -> float:
+def costs(
+    task: Task, geom: Geometry, algorithm: Algorithm, mirrored: bool, weights: bool = False
+) -> float:
     """Estimate the time of a contraction, in nanoseconds on one core."""
     wide, flop = task.wide, task.flop
     points, outputs = math.prod(geom.W), geom.N * math.prod(geom.O)
@@ -256,9 +270,8 @@ def costs(task: Task, geom: Geometry, algorithm: Algorithm, mirrored: bool) -> f
         tiles *= geom.N
         products = 2 * flop * inputs * sums * tiles
         transforms = TILE * wide * (inputs * geom.C + own * geom.K) * tiles
-        weights = POINT * wide * inputs * sums
         spills = task.itemsize * inputs * sums > SPILL
-        return START + products + transforms + weights * (1 + spills)
+        return START + products + transforms + POINT * wide * inputs * sums * (1 + spills)
     if algorithm is fft:
         cells = math.prod(
             float(fft.fast(s * (o - 1) + d * (w - 1) + 1))  # ints of many axes may be no float
@@ -272,12 +285,75 @@ def costs(task: Task, geom: Geometry, algorithm: Algorithm, mirrored: bool) -> f
     if algorithm is pointwise:
         return products
     columns = outputs * geom.C * points
-    return (
-        products
-        + task.rows(columns, geom.k)
-        + COPY * wide * columns
-        + mirrored * WEIGHT * wide * sums * points
-    )
+    if algorithm is depthwise:
+        return _depthwise_costs(task, geom, weights)
+    copied = float(columns) * (LONE if geom.c == geom.k == 1 and geom.G > 1 else 1)
+    more = mirrored * WEIGHT * wide * sums * points
+    if algorithm is lines:
+        rows = geom.stride[0] * (geom.O[0] - 1) + geom.W[0]
+        copied *= rows / (geom.O[0] * geom.W[0])
+        more += _line_costs(task, geom, weights)
+    more += copied * (COPY * wide + RUN / geom.O[-1])
+    return products + task.rows(columns, geom.k) + more
+
+
+def _line_costs(task: Task, geom: Geometry, weights: bool) -> float:
+    """Estimate what the many products of `lines` take beyond those of `windows`."""
+    sums, positions = geom.k * geom.c * math.prod(geom.W), math.prod(geom.O)
+    if weights:
+        each = PRODUCT + (0.35 * task.flop * positions + ADD * task.wide) * sums / geom.W[0]
+        each += PACK / 4 * task.wide * geom.k * positions
+        return geom.G * geom.N * geom.W[0] * each
+    few = math.prod(geom.O[1:]) < lines.SHORT
+    products = geom.G * geom.O[0] * (1 if few else geom.N)
+    stored = few * COPY * geom.N * geom.K * positions
+    return products * (PRODUCT + PACK * task.wide * sums) + task.wide * stored
+
+
+def _depthwise_costs(task: Task, geom: Geometry, weights: bool) -> float:
+    """Estimate a forward contraction or a weight gradient by `depthwise`."""
+    images, points = geom.N * geom.G, math.prod(geom.W)
+    if weights:
+        cells = images * slab(geom, geom.O, geom.W)
+        L = geom.stride[-1] * (geom.O[-1] - 1) + geom.dilation[-1] * (geom.W[-1] - 1) + 1
+        return cells * (2 * RUN / L + task.wide * (2 * COPY + DOT * points)) + 15 * CALL
+    window = Window(geom.O, geom.W, geom.stride, geom.dilation)
+    rows, width = math.prod(geom.O[:-1]), math.prod(geom.O[1:])
+    copied = rows * (1 + points // geom.W[0]) * (RUN + COPY * task.wide * geom.O[-1])
+    operations = 2 * depthwise.prepared(1, window, 1, 1) * width
+    product = PRODUCT + operations * task.flop * SHORT
+    return images * (copied + -(-geom.O[0] // depthwise.ROWS) * product) + 15 * CALL
+
+
+@lru_cache(maxsize=256)
+def banded(task: Task, geom: Geometry, contraction: str, pairs: int = 1) -> plan.Boxes | None:
+    """Return the blocks of a contraction by `bands`, or None: it is not the best."""
+    if task.method != "auto" or not in_place(task.xp) or on_gpu(task.xp) or pairs != 1:
+        return None
+    padded = geom.padding_mode != "zeros" and max(map(max, geom.padding)) > 0
+    taps = math.prod(geom.W)
+    if not geom.c == geom.k == 1 or not 1 < taps <= bands.LARGEST or padded or 0 in geom.I:
+        return None
+    if contraction == "grad_weight" and max((1, *geom.stride[:-2])) > 1:
+        return None
+    cut = plan.groups(geom, bands.work(geom, contraction), task.itemsize, task.limits)
+    if cut is None or band_costs(task, geom, contraction) > unbanded_costs(task, geom, contraction):
+        return None
+    return cut
+
+
+def unbanded_costs(task: Task, geom: Geometry, contraction: str) -> float:
+    """Estimate a contraction without `bands`."""
+    if contraction == "grad_input":
+        return _phased(task, geom, geom.I)
+    return candidates(task, geom, weights=contraction == "grad_weight")[0][0]
+
+
+def band_costs(task: Task, geom: Geometry, contraction: str) -> float:
+    """Estimate a contraction by `bands`."""
+    own = bands.work(geom, contraction)
+    product = PRODUCT + own.operations * task.flop * SHORT
+    return geom.G * (own.products * product + COPY * task.wide * own.copied) + own.calls * CALL
 
 
 @lru_cache(maxsize=256)
@@ -325,4 +401,7 @@ def _phased(task: Task, geom: Geometry, size: Ints) -> float:
         stride=(1,) * geom.rank,
         dilation=dilation,
     )
-    return phases * candidates(task, one, mirrored=True)[0][0]
+    estimate = phases * candidates(task, one, mirrored=True)[0][0]
+    if phases > 1 and geom.c == geom.k == 1:  # written a few cells apart
+        estimate += ADD * LONE * task.wide * geom.N * geom.C * math.prod(size)
+    return estimate

@@ -29,8 +29,9 @@ class Step:
     ----------
     method : str
         The algorithm: a public method, or what "windows" and "taps" come to in NumPy and CuPy:
-        "pointwise" for kernels of one tap, "depthwise" for one channel per group, "scatter" for
-        an input gradient with its products first.
+        "pointwise" for kernels of one tap, "scatter" for an input gradient with its products
+        first. In NumPy "auto" has three more: "lines" for few channels, "depthwise" and "bands"
+        for one channel per group.
     blocks : int
         How many blocks there are; 1 where an expression computes everything at once.
     block_bytes, weight_bytes : int
@@ -196,6 +197,15 @@ def _steps(task: Task, call: Call, contraction: str) -> Iterator[Step]:
     if choice.whole(task, geom):
         yield Step("cudnn", 1, 0, 0, {})
         return
+    if cut := choice.banded(task, geom, contraction):
+        yield Step(
+            "bands",
+            count((geom.G,), (cut.g,)),
+            cut.block,
+            0,
+            _compared(task, geom, contraction),
+        )
+        return
     if not in_place(task.xp):
         pieces = [geom]
         if contraction == "grad_input":
@@ -211,6 +221,17 @@ def _steps(task: Task, call: Call, contraction: str) -> Iterator[Step]:
         yield _planned(task, geom, *choice.grad_weight(task, geom), weights=True)
     else:
         yield from _input_steps(task, geom)
+
+
+def _compared(task: Task, geom: Geometry, contraction: str) -> dict[str, float]:
+    """Return the estimates, in seconds, that `bands` was chosen by."""
+    times = {"bands": choice.band_costs(task, geom, contraction)}
+    if contraction == "grad_input":
+        times["other methods"] = choice.unbanded_costs(task, geom, contraction)
+    else:
+        for ns, other in choice.candidates(task, geom, weights=contraction == "grad_weight"):
+            times[_name(other)] = ns
+    return {name: ns / 1e9 for name, ns in times.items()}
 
 
 def _input_steps(task: Task, geom: Geometry) -> Iterator[Step]:

@@ -126,6 +126,21 @@ class Geometry:
         end = tuple(s[a] * (stop[a] - 1) + d[a] * (last[a] - 1) + 1 - pad[a][0] for a in axes)
         return begin, end
 
+    def meeting(
+        self, axis: int, tap: int, first: int, outputs: int, start: int, cells: int
+    ) -> tuple[slice, slice]:
+        """Return which of some cells a tap reads, along one axis, and for which of some outputs.
+
+        Cells are padded coordinates from `start` on, outputs those from `first` on.
+        """
+        s = self.stride[axis]
+        # output `first + o` reads the cell `cell + s*o`
+        cell = s * first + self.dilation[axis] * tap - self.padding[axis][0] - start
+        begin = max(-(cell // s), 0)
+        end = max(min((cells - 1 - cell) // s + 1, outputs), begin)
+        there = slice(cell + s * begin, cell + s * (end - 1) + 1 if end > begin else 0, s)
+        return there, slice(begin, end)
+
     def read_range(self, axis: int) -> tuple[int, int]:
         """Return the padded coordinates from the first to the last that any output reads."""
         s, d, (low, _) = self.stride[axis], self.dilation[axis], self.padding[axis]

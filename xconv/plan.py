@@ -16,6 +16,7 @@ from .errors import Refusal
 from .geometry import Geometry, Ints, Window, halved, slab
 
 if TYPE_CHECKING:
+    from .bands import Work
     from .choice import Algorithm
 
 MIB = 2**20
@@ -31,6 +32,7 @@ SHORTEST_SUM = 2**16
 TASKS = 4
 GRAIN = 40_000_000  # operations; a number moved counts as
 MOVED = 10
+SMALL = 4  # an operation of a product of a few rows
 POSITIONS = 256
 CHANNELS = 64
 
@@ -243,6 +245,19 @@ def grad_input(geom: Geometry, size: Ints, itemsize: int, limits: Limits) -> Box
     if shared + block > limits.workspace:
         return None
     return Boxes(g, c, n, tuple(i), shared, block)
+
+
+@lru_cache(maxsize=256)
+def groups(geom: Geometry, own: Work, itemsize: int, limits: Limits) -> Boxes | None:
+    """Cut a contraction by `bands` into blocks of groups; None: one group would not fit."""
+    sizes = geom.N * (math.prod(geom.I) + math.prod(geom.O)) + math.prod(geom.W)
+    each = itemsize * (own.kept + 2 * sizes)  # it may have to convert what it reads and writes
+    (g,) = _first(halved((geom.G,), (0,)), lambda shape: each * shape[0] <= limits.block)
+    operations = geom.G * (SMALL * own.products * own.operations + MOVED * (own.copied + sizes))
+    (g,) = _fed((geom.G,), (g,), operations, (1,))
+    if each * g > limits.workspace:
+        return None
+    return Boxes(g, 1, geom.N, geom.O, 0, each * g)
 
 
 @lru_cache(maxsize=256)

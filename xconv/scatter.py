@@ -47,18 +47,15 @@ class Addition(NamedTuple):
 
 def additions(geom: Geometry, first: Ints, last: Ints, start: Ints, stop: Ints) -> list[Addition]:
     """Return what each tap adds to the box of cells ``[start, stop)`` from these outputs."""
+    boxes = list(zip(first, last, start, stop, strict=True))
     found = []
     for tap, place in enumerate(itertools.product(*map(range, geom.W))):
-        there, here = [], []
-        for a, t in enumerate(place):
-            s = geom.stride[a]
-            # output `first + o` reads the cell `cell + s*o` of the box
-            cell = s * first[a] + geom.dilation[a] * t - geom.padding[a][0] - start[a]
-            begin = max(-(cell // s), 0)
-            end = min((stop[a] - start[a] - 1 - cell) // s + 1, last[a] - first[a])
-            here.append(slice(begin, max(end, begin)))
-            there.append(slice(cell + s * begin, max(cell + s * (end - 1) + 1, 0), s))
-        if all(part.stop > part.start for part in here):
+        meet = [
+            geom.meeting(a, place[a], o, end - o, cell, until - cell)
+            for a, (o, end, cell, until) in enumerate(boxes)
+        ]
+        if all(here.stop > here.start for _, here in meet):
+            there, here = zip(*meet, strict=True)
             found.append(Addition(tap, (*ALL, *there), (*ALL, *here)))
     return found
 

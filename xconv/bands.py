@@ -1,0 +1,281 @@
+"""One channel per group in place, where images are small: whole rows of results as a product.
+
+Along the axes of an image, a kernel is a band matrix: of the cells of a few rows under those of
+one row of results, zeros where they do not meet. Its products with the samples, which are the
+rows of the other matrix, read the image as it lies in memory, and write the result; what would be
+padding is a part of the matrix that is left out. The input gradient is the same with the matrix
+transposed, for all phases of a stride at once.
+
+The zeros of a band spread a NaN.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from .geometry import SPATIAL, Geometry, Ints, Window
+from .namespace import (
+    Array,
+    Namespace,
+    constant,
+    gathered,
+    merged,
+    scratch,
+    strided,
+    swapped,
+    windows,
+)
+from .padding import Reading, fill, reading
+
+ALL = slice(None)
+
+LARGEST = 256  # taps: each takes a few calls
+LEAST = 7  # results of a product, or it takes several rows
+TALL = 4  # times its width: a matrix that BLAS reads faster the other way
+
+
+class Band(NamedTuple):
+    """How results are made of an operand, in blocks of `rows` along their first axis.
+
+    Block ``b`` reads ``span`` rows of the operand from ``step * b + low`` on. ``height`` and
+    ``width`` are those of the matrix, ``inputs`` and ``results`` the rows that there are.
+    """
+
+    rows: int
+    span: int
+    step: int
+    low: int
+    height: int
+    width: int
+    inputs: int
+    results: int
+
+    @property
+    def number(self) -> int:
+        """How many blocks there are."""
+        return -(-self.results // self.rows)
+
+    @property
+    def inside(self) -> tuple[int, int]:
+        """The blocks, as (first, one past the last), that are whole and read no padding."""
+        first = max(-(self.low // self.step), 0)
+        last = min((self.inputs - self.span - self.low) // self.step + 1, self.results // self.rows)
+        return (first, last) if first < last else (0, 0)
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Yield ranges of blocks, each for one product."""
+        first, last = self.inside
+        if last:
+            yield first, last
+        for block in itertools.chain(range(first), range(last, self.number)):
+            yield block, block + 1
+
+
+@lru_cache(maxsize=256)
+def band(geom: Geometry, backwards: bool) -> Band:
+    """Return the blocks of a forward contraction, or of an input gradient."""
+    s, d, taps = geom.stride[0], geom.dilation[0], geom.W[0]
+    low, reach = geom.padding[0][0], d * (taps - 1)
+    I, O = math.prod(geom.I[1:]), math.prod(geom.O[1:])
+    if backwards:
+        rows = -(-LEAST // (s * I))
+        first, last = -((reach - low) // s), (s * rows - 1 + low) // s
+        span = last - first + 1
+        return Band(s * rows, span, rows, first, span * O, s * rows * I, geom.O[0], geom.I[0])
+    rows = min(-(-LEAST // O), geom.O[0])
+    span = s * (rows - 1) + reach + 1
+    return Band(rows, span, s * rows, -low, span * I, rows * O, geom.I[0], geom.O[0])
+
+
+def forward(xp: Namespace, x: Array, w: Array, geom: Geometry, out: Array | None) -> Array:
+    """dT/dg: x (G, 1, N, *I), w (G, 1, 1, *W) -> (G, 1, N, *O), in `out` if that can be."""
+    return _product(xp, x, w, geom, (*x.shape[:SPATIAL], *geom.O), out, backwards=False)
+
+
+def grad_input(xp: Namespace, g: Array, w: Array, geom: Geometry, out: Array | None) -> Array:
+    """dT/dx: g (G, 1, N, *O), w (G, 1, 1, *W) -> (G, 1, N, *I), in `out` if that can be."""
+    return _product(xp, g, w, geom, (*g.shape[:SPATIAL], *geom.I), out, backwards=True)
+
+
+def _product(
+    xp: Namespace,
+    a: Array,
+    w: Array,
+    geom: Geometry,
+    shape: tuple[int, ...],
+    out: Array | None,
+    backwards: bool,
+) -> Array:
+    """Multiply the samples by the band matrix of each group, block by block."""
+    how = band(geom, backwards)
+    G, _, N = shape[:SPATIAL]
+    matrix = _matrix(xp, w, geom, how, backwards)[:, None]
+    flat = merged(a, SPATIAL)
+    if flat is None:
+        flat = gathered(xp, a, (G, 1, N, math.prod(a.shape[SPATIAL:])))
+    place = None if out is None else merged(out, SPATIAL)
+    if place is None:
+        out = scratch(xp, shape, a.dtype)
+        place = xp.reshape(out, (G, 1, N, math.prod(shape[SPATIAL:])))
+    row, wide = how.height // how.span, how.width // how.rows
+    for first, last in how.ranges():
+        count, start = last - first, how.step * first + how.low
+        begin, end = max(-start, 0), min(how.span, how.inputs - start)
+        rows = min(how.rows, how.results - how.rows * first)
+        there = place[:, 0, :, how.rows * first * wide : (how.rows * (last - 1) + rows) * wide]
+        there = swapped(xp, xp.reshape(there, (G, N, count, rows * wide)))
+        if begin >= end:
+            there[...] = 0
+            continue
+        if count == 1:
+            some = flat[:, :, :, (start + begin) * row : (start + end) * row]
+        else:  # rows that one block reads and the next one overlap
+            read = Window((count,), (how.height,), (how.step * row,), (1,))
+            some = windows(xp, flat[..., start * row :], read)[:, 0]
+            some = xp.permute_dims(some, (0, 3, 2, 1))
+        part = matrix[:, :, begin * row : end * row, : rows * wide]
+        # (G, count, N, height) @ (G, 1, height, width) -> (G, count, N, width)
+        xp.matmul(some, part, out=there)
+    return out
+
+
+def _matrix(xp: Namespace, w: Array, geom: Geometry, how: Band, backwards: bool) -> Array:
+    """Return the band matrices (G, height, width) of the weights (G, 1, 1, *W)."""
+    G, item = w.shape[0], w.dtype.itemsize
+    size = how.height * how.width
+    upright = how.height <= TALL * how.width
+    memory = scratch(xp, (G * size,), w.dtype)
+    memory[...] = 0
+    for tap, corner, shape, steps in _diagonals(geom, how, backwards, upright):
+        strides = (item * size, *(item * step for step in steps))
+        strided(xp, memory[corner:], (G, *shape), strides)[...] = w[tap]
+    if upright:
+        return xp.reshape(memory, (G, how.height, how.width))
+    return xp.matrix_transpose(xp.reshape(memory, (G, how.width, how.height)))
+
+
+@lru_cache(maxsize=64)
+def _diagonals(
+    geom: Geometry, how: Band, backwards: bool, upright: bool
+) -> list[tuple[Any, int, Ints, Ints]]:
+    """Return the place of each tap in a band matrix: its index, the first, how many, how far."""
+    low, start = (how.low, 0) if backwards else (0, how.low)
+    reads, span = (how.span, how.rows) if backwards else (how.rows, how.span)
+    none = (0,) * (geom.rank - 1)
+    outputs, cells = (reads, *geom.O[1:]), (span, *geom.I[1:])
+    axes = (*cells, *outputs) if upright != backwards else (*outputs, *cells)
+    steps = [math.prod(axes[a + 1 :]) for a in range(len(axes))]
+    down, right = steps[: geom.rank], steps[geom.rank :]
+    if upright == backwards:
+        down, right = right, down
+    along = tuple(s * m + n for s, m, n in zip(geom.stride, down, right, strict=True))
+    boxes = list(zip((low, *none), outputs, (start, *none), cells, strict=True))
+    found = []
+    for tap in itertools.product(*map(range, geom.W)):
+        meet = [geom.meeting(a, tap[a], *box) for a, box in enumerate(boxes)]
+        shape = tuple(here.stop - here.start for _, here in meet)
+        if 0 not in shape:
+            ends = zip(meet, down, right, strict=True)
+            corner = sum(there.start * m + here.start * n for (there, here), m, n in ends)
+            index = (slice(None), 0, 0, *tap, *(None,) * geom.rank)
+            steps = [step if n > 1 else 0 for n, step in zip(shape, along, strict=True)]
+            found.append((index, corner, shape, tuple(steps)))  # one number takes no step
+    return found
+
+
+def grad_weight(xp: Namespace, x: Array, g: Array, geom: Geometry, out: Array | None) -> Array:
+    """dT/dw: x (G, 1, N, *I), g (G, 1, N, *O) -> (G, 1, 1, *W).
+
+    What is along the last axis is a row; those of all samples are one line, which the taps of the
+    other axes shift. Its products are sums over it, with a diagonal for each tap of the last axis.
+    """
+    G, N, I, O, taps = g.shape[0], geom.N, geom.I[-1], geom.O[-1], geom.W[:-1]
+    line = _line(geom, G)
+    rows = scratch(xp, (G, 1, N, *line.grid, O), g.dtype)
+    rows[...] = 0
+    rows[(..., *map(slice, geom.O))] = g
+    rows = xp.reshape(rows, (G, *(1,) * len(taps), N * math.prod(line.grid), O))
+    cells = scratch(xp, line.reading.shape, x.dtype)
+    fill(x, line.reading, cells)
+    item = x.dtype.itemsize
+    strides = (cells.strides[0], *(item * step for step in line.steps))
+    read = strided(xp, cells, (G, *taps, I, line.length), strides)
+    # (G, *W', I, rows) @ (G, 1, rows, O) -> (G, *W', I, O)
+    meet = scratch(xp, (G, *taps, I, O), g.dtype)
+    xp.matmul(read, rows[..., : line.length, :], out=meet)
+    diagonals = constant(xp, _sums, (I, O, line.offsets, geom.stride[-1]), g)
+    # (G*W', I*O) @ (I*O, last axis of W) -> (G*W', last axis of W)
+    dw = xp.matmul(xp.reshape(meet, (-1, I * O)), diagonals)
+    return xp.reshape(dw, (G, 1, 1, *geom.W))
+
+
+def _sums(I: int, O: int, offsets: Ints, stride: int) -> list[list[float]]:
+    """Return the matrix that sums the diagonals of a matrix (I, O), one for each offset."""
+    places = itertools.product(range(I), range(O))
+    return [[float(i == stride * o + offset) for offset in offsets] for i, o in places]
+
+
+class Line(NamedTuple):
+    """How rows of the input and of outputs meet in a weight gradient.
+
+    ``grid`` are outputs along all axes but the last, with room for the shifts. The first `length`
+    rows of it meet numbers of the input ``steps`` apart: per tap of each of these axes, per cell,
+    and per row. ``offsets`` are the cells that the first output reads in a row.
+    """
+
+    grid: Ints
+    reading: Reading
+    steps: Ints
+    length: int
+    offsets: Ints
+
+
+@lru_cache(maxsize=64)
+def _line(geom: Geometry, G: int) -> Line:
+    others, I = range(geom.rank - 1), geom.I[-1]
+    reach = [d * (w - 1) for d, w in zip(geom.dilation, geom.W, strict=True)]
+    grid = tuple(geom.O[a] + reach[a] // geom.stride[a] for a in others)
+    size = tuple(geom.stride[a] * grid[a] for a in others)
+    start = (*(-geom.padding[a][0] for a in others), 0)
+    stop = (*(start[a] + size[a] for a in others), I)
+    box = (slice(0, G), slice(0, 1), slice(0, geom.N))
+    shifts = [geom.dilation[a] * math.prod(size[a + 1 :]) for a in others]
+    far = sum(shift * (geom.W[a] - 1) for a, shift in enumerate(shifts))
+    step = geom.stride[-2] if others else 1
+    length = (geom.N * math.prod(size) - 1 - far) // step + 1
+    steps = (*(I * shift for shift in shifts), 1, I * step)
+    offsets = tuple(geom.dilation[-1] * t - geom.padding[-1][0] for t in range(geom.W[-1]))
+    return Line(grid, reading(geom, box, start, stop), steps, length, offsets)
+
+
+class Work(NamedTuple):
+    """What one group takes: products, operations of each, numbers copied, numbers kept at once.
+
+    Small matrices are counted as somewhat larger ones, which take as long. ``calls`` are those of
+    NumPy for all groups together.
+    """
+
+    products: int
+    operations: int
+    copied: int
+    kept: int
+    calls: int
+
+
+@lru_cache(maxsize=256)
+def work(geom: Geometry, contraction: str) -> Work:
+    """Return what one group takes beside its operands and its result."""
+    if contraction == "grad_weight":
+        line, (I, O) = _line(geom, 1), (geom.I[-1], geom.O[-1])
+        copied = math.prod(line.reading.shape) + geom.N * math.prod(line.grid) * O
+        taps = math.prod(geom.W[:-1])
+        return Work(taps, 2 * (I + 5) * (O + 5) * line.length, copied, copied + taps * I * O, 15)
+    how = band(geom, contraction == "grad_input")
+    size = how.height * how.width
+    first, last = how.inside
+    calls = 10 + 3 * (how.number - last + first)
+    return Work(how.number, 2 * (geom.N + 4) * size, size, size, calls)
