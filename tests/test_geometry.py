@@ -9,14 +9,16 @@ import oracle
 import pytest
 
 from xconv import padding, scatter
-from xconv.geometry import Geometry, geometry, halved, options, slab
+from xconv.geometry import Geometry, geometry, halved, index, options, slab
 
 MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
 
 
 def follows_the_size_rule(geom: Geometry) -> bool:
     """Whether its output sizes are those of its input sizes and padding."""
-    opts = options(geom.rank, geom.stride, geom.padding, geom.dilation)
+    opts = options(
+        geom.rank, geom.stride, geom.padding, geom.dilation, padding_mode=geom.padding_mode
+    )
     return oracle.output_size(geom.I, geom.W, *opts[:3]) == geom.O
 
 
@@ -47,6 +49,16 @@ def test_phases_are_all_meetings_of_cells_and_taps(axis):
         cells = range(start, stop)
         meetings = ((q, t, q + pair[0] - d * t) for q, t in product(cells, range(kernel)))
         assert found == {(q, t, at // s) for q, t, at in meetings if at % s == 0}
+
+
+@pytest.mark.parametrize("axis", AXES, ids=str)
+def test_cells_that_outputs_read(axis):
+    size, kernel, s, d, pair = axis
+    geom = geometry(1, 1, 1, (size,), (kernel,), options(1, s, (pair,), d))
+    reads = {s * o + d * t - pair[0] for o, t in product(range(*geom.O), range(kernel))}
+    assert geom.read_range(0) == (min(reads), max(reads) + 1)
+    for q in range(min(reads) - 4, max(reads) + 2):
+        assert geom.next_read(0, q) == min((cell for cell in reads if cell >= q), default=None)
 
 
 @pytest.mark.parametrize("axis", AXES, ids=str)
@@ -97,6 +109,14 @@ def test_products_first_make_the_input_gradient(stride, start, stop):
     right = oracle.grad_input(*flat, sizes, stride=stride, padding=1, dilation=(2, 1), groups=G)
     right = right.reshape(N, G, c, *sizes)[(..., *map(slice, start, stop))]
     np.testing.assert_array_equal(np.moveaxis(found, 2, 0), right)
+
+
+@pytest.mark.parametrize("value", [-(2**63), 2**63 - 1, 0])
+def test_ints_of_64_bits_are_taken(value):
+    for kind in (int, np.int64):
+        number = index(kind(value), "a number")
+        assert number == value
+        assert type(number) is int
 
 
 def test_halved_goes_down_to_ones_in_order():

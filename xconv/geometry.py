@@ -218,16 +218,20 @@ class Geometry:
 
 def index(value: Any, what: str, kinds: str = "an int") -> int:
     """Return `value` as an int of 64 bits; bools, floats and everything else are refused."""
-    number = value if type(value) is int else None
-    if number is None and not isinstance(value, bool):
-        with contextlib.suppress(Exception):  # whatever an object's own methods raise
-            if not str(getattr(value, "dtype", "")).endswith("bool"):
-                number = operator.index(value)
+    number = value if type(value) is int else _index(value)
     if number is None:
         raise Refusal(f"{what} to be {kinds}", shown(value), TypeError)
     if not -(2**63) <= number < 2**63:
         raise Refusal(f"{what} to fit 64 bits", shown(number))
     return number
+
+
+def _index(value: Any) -> int | None:
+    """Return the int that a value stands for, if it does and is no bool."""
+    with contextlib.suppress(Exception):  # whatever an object's own methods raise
+        if not isinstance(value, bool) and not str(getattr(value, "dtype", None)).endswith("bool"):
+            return operator.index(value)
+    return None
 
 
 def named(value: Any, what: str, names: tuple[str, ...]) -> str:

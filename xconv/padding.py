@@ -51,8 +51,7 @@ class Run(NamedTuple):
 
     def cells(self) -> slice:
         """Return the input cells in the order of the coordinates; of a repeated one, just that."""
-        if self.source is None:
-            return slice(0, 0)
+        assert self.source is not None
         if self.step == 0:
             return slice(self.source, self.source + 1)
         end = self.source + self.step * (self.stop - self.start)
@@ -328,6 +327,5 @@ def total(terms: list[Array]) -> Array:
 def _oriented(xp: Namespace, x: Array, axis: int, run: Run) -> Array:
     """Slice a run's cells; mirrored ones by `flip`, as PyTorch has no negative steps."""
     if run.step == -1:
-        last = (run.source or 0) + 1
-        return xp.flip(x[along(axis, slice(last - (run.stop - run.start), last))], axis=axis)
+        return xp.flip(x[along(axis, slice(*run.ends()))], axis=axis)
     return x[along(axis, run.cells())]

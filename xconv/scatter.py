@@ -56,8 +56,8 @@ def additions(geom: Geometry, first: Ints, last: Ints, start: Ints, stop: Ints) 
             cell = s * first[a] + geom.dilation[a] * t - geom.padding[a][0] - start[a]
             begin = max(-(cell // s), 0)
             end = min((stop[a] - start[a] - 1 - cell) // s + 1, last[a] - first[a])
-            here.append(slice(begin, max(end, begin)))
-            there.append(slice(cell + s * begin, max(cell + s * (end - 1) + 1, 0), s))
+            here.append(slice(begin, end))
+            there.append(slice(cell + s * begin, cell + s * (end - 1) + 1, s))
         if all(part.stop > part.start for part in here):
             found.append(Addition(tap, (*ALL, *there), (*ALL, *here)))
     return found
