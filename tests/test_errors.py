@@ -183,6 +183,11 @@ def test_option(name, option, value, error, words):
     check(error, words, getattr(xconv, name), *good(name), **{option: value})
 
 
+def test_rule_for_a_name():
+    with pytest.raises(ValueError, match=r"^conv: need padding_mode to be one of .*; got 'mirror'"):
+        xconv.conv(*good("conv"), padding_mode="mirror")
+
+
 @pytest.mark.parametrize(
     ("option", "value", "rule"),
     [

@@ -288,7 +288,7 @@ def test_padding_as_an_expression_and_its_adjoint(xp, line):
 def test_torch_differentiates_through_padding():
     import array_api_compat.torch as xp
 
-    geom = geometry(1, 1, 1, (3,), (1,), options(1, 1, ((4, 0),)))
+    geom = geometry(1, 1, 1, (3,), (1,), options(1, 1, ((4, 0),), 1))
     x = xp.ones((1, 1, 1, 3), requires_grad=True)
     zeros = padding.pad(xp, x, geom, (-4,), (-1,))
     zeros.sum().backward()

@@ -313,9 +313,9 @@ class Options(NamedTuple):
 
 def options(
     rank: int,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
     groups: Any = 1,
     padding_mode: Any = "zeros",
 ) -> Options:
