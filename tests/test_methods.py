@@ -10,7 +10,8 @@ import oracle
 import pytest
 
 import xconv
-from xconv import fft, winograd
+from xconv import fft, pointwise, taps, windows, winograd
+from xconv.geometry import Window
 
 RNG = np.random.default_rng(0)
 
@@ -218,6 +219,49 @@ def test_winograd_tiles_are_exact_in_fractions(r, m):
     ]
     correlation = [sum(x[o + t] * w[t] for t in range(r)) for o in range(m)]
     assert times(tile["outputs"], products) == correlation
+
+
+# groups, samples, channels, outputs and their positions: where each way to multiply is taken
+BLOCKS = [
+    (1, 1, 3, 2, (7, 5)),
+    (2, 3, 4, 1, (5, 6)),
+    (3, 2, 1, 2, (4, 1)),
+    (1, 2, 2, 3, (20, 14)),
+    (2, 1, 2, 3, (20, 14)),
+    (2, 3, 40, 50, (2, 1)),
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+@pytest.mark.parametrize("algorithm", [taps, windows, pointwise, fft], ids=lambda a: a.__name__)
+def test_a_block_is_contracted(algorithm, block):
+    G, N, c, k, O = block
+    W, dilation = ((1, 1), (1, 1)) if algorithm is pointwise else ((3, 2), (1, 2))
+    options = {"stride": (2, 1), "dilation": dilation}
+    window = Window(O, W, **options)
+    L = [s * (o - 1) + d * (t - 1) + 1 for o, t, s, d in zip(O, *window[1:], strict=True)]
+
+    def drawn(*shape):
+        return RNG.integers(-4, 5, shape).astype("float64")
+
+    def grouped(a):
+        return np.moveaxis(a.reshape(N, G, -1, *a.shape[2:]), 0, 2)
+
+    x, w, g = drawn(N, G * c, *L), drawn(G * k, c, *W), drawn(N, G * k, *O)
+    atol = 1e-10 if algorithm is fft else 0
+    want = grouped(oracle.forward(x, w, groups=G, **options))
+    prepared = algorithm.prepare(np, w.reshape(G, k, c, *W), window)
+    wide = np.zeros((N, G * k, O[0], O[1] + 1))
+    contiguous = np.zeros(want.shape)
+    for out in (None, contiguous, grouped(np.zeros_like(g)), grouped(wide)[..., :-1]):
+        y = algorithm.forward(np, grouped(x), prepared, window, out)
+        np.testing.assert_allclose(y, want, rtol=0, atol=atol, strict=True)
+        assert (y is out) == (out is not None and out.any())
+    assert contiguous.any() == (algorithm in (windows, pointwise))
+    assert not wide[..., -1].any()
+    dw = algorithm.grad_weight(np, grouped(x), grouped(g), window)
+    want = oracle.grad_weight(g, x, W, groups=G, **options).reshape(dw.shape)
+    np.testing.assert_allclose(dw, want, rtol=0, atol=atol)
 
 
 def test_fft_lengths_are_the_next_products_of_2_3_and_5():
