@@ -188,6 +188,12 @@ def test_rule_for_a_name():
         xconv.conv(*good("conv"), padding_mode="mirror")
 
 
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular", "symmetric"])
+def test_rule_for_an_empty_axis_without_padding(mode):
+    with pytest.raises(ValueError, match=r"^conv: need every output size, .* above 0; got "):
+        xconv.conv(make(2, 4, 0, 6), make(6, 4, 1, 2), padding_mode=mode)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "rule"),
     [
@@ -279,7 +285,8 @@ SHAPES = [  # function, shapes and sizes, options, the words of the message
     ("conv", ((2, 4, 0, 6), W), {}, [0, 3]),
     ("conv", ((2, 4, 0, 6), W), {"padding": 2, "padding_mode": "replicate"}, [0]),
     ("conv", (X, W), {"padding": (7, 0), "padding_mode": "reflect"}, [7]),
-    ("conv", (X, W), {"padding": (0, 7), "padding_mode": "symmetric"}, [7, 6]),
+    ("conv", ((2, 4, 1, 6), W), {"padding": (1, 0), "padding_mode": "reflect"}, [1]),
+    ("conv", (X, W), {"padding": (1, 7), "padding_mode": "symmetric"}, [7, 6]),
     ("conv", (X, W), {"padding": ((0, 0), (0, 8)), "padding_mode": "circular"}, [8, 6]),
     ("unfold", (X, "sizes", (3, 2)), {"padding": (0, 6), "padding_mode": "reflect"}, [6]),
     (
