@@ -73,6 +73,13 @@ def test_one_tap_per_axis_is_a_convolution_of_every_stride_th_cell(axis):
     assert list(range(size))[cells][max(-low, 0) : less.O[0] - low] == read
 
 
+def test_what_moves_nothing_is_1():
+    geom = geometry(1, 1, 1, (3, 9, 9), (3, 1, 2), options(3, (7, 4, 5), 0, (1, 6, 3)))
+    assert geom.O == (1, 3, 2)
+    assert geom.stride == (1, 4, 5)
+    assert geom.dilation == (1, 1, 3)
+
+
 def test_a_part_of_a_convolution_is_one():
     geom = geometry(5, 12, 24, (9, 8), (3, 2), options(2, (2, 1), (1, 2), 1, 4))
     part = geom.part(3, 2, 2, (1, 3), (4, 5))
