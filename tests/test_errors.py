@@ -194,11 +194,19 @@ def test_rule_for_an_empty_axis_without_padding(mode):
         xconv.conv(make(2, 4, 0, 6), make(6, 4, 1, 2), padding_mode=mode)
 
 
-@pytest.mark.parametrize(("size", "kernel"), [((0, 6), (3, 2)), ((7, 6), (3, 0))])
-def test_rule_for_the_sizes_of_a_transposed_convolution(size, kernel):
-    rule = "every input and kernel size to be at least 1"
-    with pytest.raises(ValueError, match=rf"^conv_transpose_output_size: need {rule}; got input"):
-        xconv.conv_transpose_output_size(size, kernel)
+@pytest.mark.parametrize(
+    ("size", "kernel", "options", "rule"),
+    [
+        ((0, 6), (3, 2), {}, "every input and kernel size to be at least 1"),
+        ((7, 6), (3, 0), {}, "every input and kernel size to be at least 1"),
+        ((7, 6), (3, 2), {"stride": 2, "output_padding": (2, 0)}, "0 <= output_padding < stride"),
+        ((7, 6), (3, 2), {"padding": (5, 0)}, "every result size of the .* to be at least 0"),
+        ((7, 6), (3, 2), {"padding": (0, 4)}, "every result size of the .* to be at least 0"),
+    ],
+)
+def test_rule_for_the_sizes_of_a_transposed_convolution(size, kernel, options, rule):
+    with pytest.raises(ValueError, match=rf"^conv_transpose_output_size: need {rule}; got "):
+        xconv.conv_transpose_output_size(size, kernel, **options)
 
 
 @pytest.mark.parametrize(

@@ -412,14 +412,14 @@ def transposed_size(
 ) -> Ints:
     """Return the result sizes of a transposed convolution of an input of sizes `O`.
 
-    `output_padding` is None where it was left at its default.
+    `output_padding` is None where it was left at its default, and never negative.
     """
     if min(O) < 1 or min(W) < 1:
         raise Refusal(
             "every input and kernel size to be at least 1", f"input size {O}, kernel size {W}"
         )
     extra = output_padding or (0,) * len(O)
-    if any(e < 0 or e >= s for e, s in zip(extra, opts.stride, strict=True)):
+    if any(e >= s for e, s in zip(extra, opts.stride, strict=True)):
         raise Refusal(
             "0 <= output_padding < stride", f"output_padding {extra}, stride {opts.stride}"
         )
