@@ -9,6 +9,7 @@ import oracle
 import pytest
 
 from xconv import padding, scatter
+from xconv.errors import Refusal
 from xconv.geometry import Geometry, geometry, halved, index, options, slab
 
 MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
@@ -159,8 +160,8 @@ def test_outputs_that_read_a_box_and_what_they_add_to_it(axis):
 SIDES = [(0, 0), (1, 0), (0, 2), (3, 3), (-1, 2), (3, -4), (-2, -1)]
 LINES = [  # size, mode, low, high
     (size, mode, *pair)
-    for size, mode, pair in product((1, 4, 5), MODES, SIDES)
-    if max(pair) <= {"reflect": size - 1, "replicate": 9, "zeros": 9}.get(mode, size)
+    for size, mode, pair in product((0, 1, 4, 5), MODES, SIDES)
+    if max(pair) <= {"reflect": size - 1, "replicate": 9 * size, "zeros": 9}.get(mode, size)
     and size + sum(pair) > 0
 ]
 
@@ -219,7 +220,7 @@ def test_strips_and_copies_are_all_that_hold_a_cell(line):
                     run.step == 0 or len(held(run)) == one.stop - one.start for run in one.runs
                 )
     for a, b in ((0, size), (1, 3), (size - 1, size), (2, 2)):
-        if a <= b <= size:
+        if 0 <= a <= b <= size:
             runs = padding.copies(size, mode, (low, high), a, b)
             assert all(map(held, runs))
             assert sorted(place for run in runs for place in held(run)) == [
@@ -304,6 +305,19 @@ def test_torch_differentiates_through_padding():
     geom = geometry(1, 1, 1, (3,), (1,), options(1, 1, ((2, 0),), 1, 1, "reflect"))
     padding.pad(xp, x, geom, (-2,), (3,)).sum().backward()
     assert x.grad.tolist() == [[[[1, 2, 2]]]]
+
+
+def test_sizes_beyond_any_memory_are_refused():
+    """By the size of the result, not by that of what it is made from."""
+    wide = np.broadcast_to(np.int8(3), (1, 1, 1, 2**62))
+    geom = geometry(1, 1, 1, (2**62,), (1,), options(1, 1, 0, 1))
+    assert padding.pad(np, wide, geom, (2,), (6,)).tolist() == [[[[3] * 4]]]
+    for x, sizes in ((wide[:, :, :, :1], (-(2**62), 2**62)), (wide[:, :, :, :3], (-(2**63), 5))):
+        with pytest.raises(Refusal, match=r"arrays of less than 2\*\*63 bytes"):
+            padding.pad(np, x, geom, *((n,) for n in sizes))
+    for before, after in ((2**61, 2**61), (2**62, 0)):
+        with pytest.raises(Refusal, match=r"arrays of less than 2\*\*63 bytes"):
+            padding.embedded(np, np.ones((2, 3), np.int8), 1, before, after)
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 0), (0, 1), (1, 3)])

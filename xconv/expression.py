@@ -12,7 +12,7 @@ from typing import Any
 from . import choice, padding
 from .blocks import Pair, Setup
 from .cells import phase_weights
-from .geometry import SPATIAL, Geometry, Phase, Window, along
+from .geometry import SPATIAL, Geometry, Phase, Window, along, resized
 from .namespace import Array, Namespace, cast, check_bytes, dtype_name, zeros
 
 
@@ -85,7 +85,7 @@ def _padded(setup: Setup, g: Array, w: Array, geom: Geometry, chosen: tuple[Phas
 def _interleaved(xp: Namespace, parts: dict[int, Array], s: int, axis: int) -> Array:
     """Put part r at every s-th place from r on along an axis, and zeros where there is none."""
     some = next(iter(parts.values()))
-    whole_shape = (*some.shape[:axis], some.shape[axis] * s, *some.shape[axis + 1 :])
+    whole_shape = resized(some.shape, axis, some.shape[axis] * s)
     check_bytes(whole_shape, dtype_name(some.dtype))
     pieces: list[Any] = []
     free = 0

@@ -57,6 +57,11 @@ def along(axis: int, cells: int | slice | None) -> tuple[Any, ...]:
     return (slice(None),) * axis + (cells, Ellipsis)
 
 
+def resized(shape: Ints, axis: int, size: int) -> Ints:
+    """Return a shape with another size of one axis."""
+    return (*shape[:axis], size, *shape[axis + 1 :])
+
+
 def axis_taps(window: Window, axis: int) -> list[slice]:
     """Return, for each kernel position of one axis, the input that all outputs read there."""
     d, s, last = window.dilation[axis], window.stride[axis], window.O[axis] - 1
