@@ -262,6 +262,27 @@ def test_a_block_is_contracted(algorithm, block):
     dw = algorithm.grad_weight(np, grouped(x), grouped(g), window)
     want = oracle.grad_weight(g, x, W, groups=G, **options).reshape(dw.shape)
     np.testing.assert_allclose(dw, want, rtol=0, atol=atol)
+    assert algorithm is not fft or dw.base is None  # not a view that holds on to all lengths
+
+
+@pytest.mark.parametrize("window", [((4, 9), (2, 3)), ((30, 1), (5, 1)), ((1, 22), (1, 5))])
+def test_fft_blocks_have_the_next_lengths(window):
+    window = Window(*window, (3, 2), (2, 4))
+    first, last = (s * (o - 1) + d * (t - 1) + 1 for o, t, s, d in zip(*window, strict=True))
+    lengths = fft.fast(first), 2 * fft.fast((last + 1) // 2)
+    for channels in (1, 2):
+        for dtype, *F in (("float32", lengths[0], lengths[1] // 2 + 1), ("complex64", *lengths)):
+            spectra = fft.prepare(np, np.ones((1, 1, channels, *window.W), dtype), window)
+            assert spectra.shape == (1, 1, channels, *F)
+
+
+@pytest.mark.parametrize("contraction", ["forward", "grad_weight"])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("method", ["windows", "taps", "fft"])
+def test_blocks_are_long_and_stay_in_the_cache(method, kernel, contraction):
+    x, w = np.broadcast_to(np.float32(1), (2, 2, 3000, 3000)), np.ones((2, 2, kernel, kernel))
+    told = xconv.explain(x, w.astype("float32"), contraction=contraction, method=method)
+    assert 2**22 <= told.steps[0].block_bytes <= 3 * 2**22
 
 
 def test_fft_lengths_are_the_next_products_of_2_3_and_5():

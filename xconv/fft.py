@@ -107,13 +107,12 @@ def _lengths(window: Window) -> Ints:
 @lru_cache(maxsize=256)
 def fast(least: int) -> int:
     """Return the smallest product of powers of 2, 3 and 5 that is at least `least`."""
-    best = 1 << max(least - 1, 0).bit_length()
+    best = 2 * least  # above a power of 2
     five = 1
     while five < best:
         three = five
         while three < best:
-            size = three << max(-(-least // three) - 1, 0).bit_length()
-            best = min(best, size)
+            best = min(best, three << (-(-least // three) - 1).bit_length())
             three *= 3
         five *= 5
     return best
