@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 
-from xconv import padding, scatter
+from xconv import namespace, padding, scatter
 from xconv.errors import Refusal
 from xconv.geometry import Geometry, geometry, halved, index, options, slab
 
@@ -106,13 +106,13 @@ def test_products_first_make_the_input_gradient(stride, start, stop):
     rng = np.random.default_rng(0)
     w, g = rng.integers(-9, 9, (G, k, c, *W)), rng.integers(-9, 9, (G, k, N, *geom.O))
     first, last = scatter.outputs(geom, start, stop)
-    found = scatter.grad_input(
-        np,
-        g[(..., *map(slice, first, last))],
-        scatter.prepare(np, w),
-        (G, c, N, *np.subtract(stop, start)),
-        scatter.additions(geom, first, last, start, stop),
-    )
+    read = g[(..., *map(slice, first, last))]
+    shape = (G, c, N, *np.subtract(stop, start))
+    additions = scatter.additions(geom, first, last, start, stop)
+    assert all(read[one.here].size for one in additions)
+    for _ in range(2):  # the second time in the memory of the first
+        namespace.begin_block(np, 2**20)
+        found = scatter.grad_input(np, read, scatter.prepare(np, w), shape, additions)
     flat = np.moveaxis(g, 2, 0).reshape(N, G * k, *geom.O), w.reshape(G * k, c, *W)
     right = oracle.grad_input(*flat, sizes, stride=stride, padding=1, dilation=(2, 1), groups=G)
     right = right.reshape(N, G, c, *sizes)[(..., *map(slice, start, stop))]
@@ -157,7 +157,7 @@ def test_outputs_that_read_a_box_and_what_they_add_to_it(axis):
 
 # -- padding
 
-SIDES = [(0, 0), (1, 0), (0, 2), (3, 3), (-1, 2), (3, -4), (-2, -1)]
+SIDES = [(0, 0), (1, 0), (2, 1), (0, 2), (3, 3), (-1, 2), (3, -4), (-2, -1)]
 LINES = [  # size, mode, low, high
     (size, mode, *pair)
     for size, mode, pair in product((0, 1, 4, 5), MODES, SIDES)
@@ -177,11 +177,13 @@ def held(run) -> list[tuple[int, int]]:
 def test_pieces_are_the_padded_line(line):
     size, mode, low, high = line
     whole = oracle.padded(size, low, high, mode)
-    for start, stop in ((-low, size + high), (0, 1), (-low, 0), (1, size + high)):
+    high_side = ((at, size + high) for at in (1, size, size + 1))
+    for start, stop in ((-low, size + high), (0, 1), (-low, 0), *high_side):
         if -low <= start < stop <= size + high:
             right = [(q, whole[q + low]) for q in range(start, stop)]
             runs = padding.pieces(size, mode, start, stop)
             assert [q for run in runs for q in range(run.start, run.stop)] == [*range(start, stop)]
+            assert all(run.start < run.stop for run in runs)
             assert [place for run in runs for place in held(run)] == [
                 (q, cell) for q, cell in right if cell is not None
             ]

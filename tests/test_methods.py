@@ -232,9 +232,10 @@ BLOCKS = [
 ]
 
 
+@pytest.mark.parametrize("imaginary", [0, 1j])
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 @pytest.mark.parametrize("algorithm", [taps, windows, pointwise, fft], ids=lambda a: a.__name__)
-def test_a_block_is_contracted(algorithm, block):
+def test_a_block_is_contracted(algorithm, block, imaginary):
     G, N, c, k, O = block
     W, dilation = ((1, 1), (1, 1)) if algorithm is pointwise else ((3, 2), (1, 2))
     options = {"stride": (2, 1), "dilation": dilation}
@@ -242,7 +243,7 @@ def test_a_block_is_contracted(algorithm, block):
     L = [s * (o - 1) + d * (t - 1) + 1 for o, t, s, d in zip(O, *window[1:], strict=True)]
 
     def drawn(*shape):
-        return RNG.integers(-4, 5, shape).astype("float64")
+        return RNG.integers(-4, 5, shape) * 1.0 + imaginary * RNG.integers(-4, 5, shape)
 
     def grouped(a):
         return np.moveaxis(a.reshape(N, G, -1, *a.shape[2:]), 0, 2)
@@ -251,8 +252,8 @@ def test_a_block_is_contracted(algorithm, block):
     atol = 1e-10 if algorithm is fft else 0
     want = grouped(oracle.forward(x, w, groups=G, **options))
     prepared = algorithm.prepare(np, w.reshape(G, k, c, *W), window)
-    wide = np.zeros((N, G * k, O[0], O[1] + 1))
-    contiguous = np.zeros(want.shape)
+    wide = np.zeros((N, G * k, O[0], O[1] + 1), want.dtype)
+    contiguous = np.zeros(want.shape, want.dtype)
     for out in (None, contiguous, grouped(np.zeros_like(g)), grouped(wide)[..., :-1]):
         y = algorithm.forward(np, grouped(x), prepared, window, out)
         np.testing.assert_allclose(y, want, rtol=0, atol=atol, strict=True)
@@ -282,7 +283,8 @@ def test_fft_blocks_have_the_next_lengths(window):
 def test_blocks_are_long_and_stay_in_the_cache(method, kernel, contraction):
     x, w = np.broadcast_to(np.float32(1), (2, 2, 3000, 3000)), np.ones((2, 2, kernel, kernel))
     told = xconv.explain(x, w.astype("float32"), contraction=contraction, method=method)
-    assert 2**22 <= told.steps[0].block_bytes <= 3 * 2**22
+    most = 3 * 2**22 if method == "fft" else 2**23  # blocks below its weights' size would be slow
+    assert 2**22 <= told.steps[0].block_bytes <= most
 
 
 def test_fft_lengths_are_the_next_products_of_2_3_and_5():
