@@ -393,6 +393,20 @@ def test_shapes(name, shapes, options, words):
     check(ValueError, words, getattr(xconv, name), *build(shapes), **options)
 
 
+def test_flags_are_bools():
+    rule = r"^conv_grad_weight: need per_sample to be a bool; got 1 \(int\)$"
+    with pytest.raises(TypeError, match=rule):
+        xconv.conv_grad_weight(*good("conv_grad_weight"), per_sample=1)
+
+
+def test_dtypes_without_a_common_one():
+    """The standard has none for integers beside floats."""
+    x, w = (strict.asarray(make(*s, dtype=d)) for s, d in ((X, "int32"), (W, "float32")))
+    rule = r"^conv: need dtypes that promote to a common one; got int32, float32$"
+    with pytest.raises(TypeError, match=rule):
+        xconv.conv(x, w)
+
+
 def test_up_to_30_spatial_axes():
     def calls(rank):
         x, w, ones = np.full((1,) * (rank + 2), 2.0), np.full((1,) * (rank + 2), 3.0), (1,) * rank

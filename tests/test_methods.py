@@ -205,6 +205,15 @@ def test_explain_shows_every_phase_and_library():
         xconv.explain(x, w, contraction=1)
 
 
+def test_explain_of_an_expression_has_no_blocks():
+    import array_api_strict as strict
+
+    x, w = strict.ones((2, 4, 9)), strict.ones((4, 4, 3))
+    for contraction, steps in (("forward", 1), ("grad_weight", 1), ("grad_input", 2)):
+        told = xconv.explain(x, w, stride=2, contraction=contraction)
+        assert [str(step) for step in told.steps] == ["taps: 1 block"] * steps
+
+
 @pytest.mark.parametrize(("r", "m"), [(2, 5), (3, 4), (4, 3), (5, 2), (2, 3), (3, 2), (1, 1)])
 def test_winograd_tiles_are_exact_in_fractions(r, m):
     tile = winograd.matrices(r, m)
