@@ -339,8 +339,11 @@ def test_empty_chunks(chunks):
     lazy, dlazy = (da.from_array(a, chunks=(1, 1, chunks)) for a in (x, dy))
     options = {"padding": 1}
     assert_array_equal(xconv.conv(lazy, w, **options).compute(), xconv.conv(x, w, **options))
-    found = xconv.conv_backward(dlazy, lazy, w, **options)
-    for got, right in zip(found, xconv.conv_backward(dy, x, w, **options), strict=True):
+    found = [*xconv.conv_backward(dlazy, lazy, w, **options)]
+    found += xconv.conv_transpose_backward(lazy, dlazy, w, **options)  # x where dy was
+    exact = [*xconv.conv_backward(dy, x, w, **options)]
+    exact += xconv.conv_transpose_backward(x, dy, w, **options)
+    for got, right in zip(found, exact, strict=True):
         assert_array_equal(got.compute(), right, strict=True)
 
 
