@@ -51,7 +51,8 @@ def grad_input(
     setup: Setup, pairs: Sequence[Pair], geom: Geometry, bias: Array | None = None
 ) -> Array:
     """dT/dx: return the sum of the input gradients of each g and its w, plus bias."""
-    padded = [_padded(setup, g, w, geom, ()) for g, w in pairs]
+    # cast first: PyTorch cannot flip every dtype
+    padded = [_padded(setup, g, cast(setup.xp, w, setup.compute), geom, ()) for g, w in pairs]
     terms = [padding.unpad(setup.xp, dx, geom) for dx in padded]
     return padding.total([*terms, bias] if bias is not None else terms)
 
