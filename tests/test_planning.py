@@ -100,6 +100,13 @@ def test_a_tiny_workspace_keeps_no_list_of_blocks():
     assert beyond(lambda: xconv.conv(x, w, max_workspace=2**14)) <= 2**14 + 2**16
 
 
+@pytest.mark.parametrize("taken", ["windows", "taps"])
+def test_sums_over_very_many_channels_are_cut(taken):
+    """Where their weights alone would be as large as the workspace."""
+    x, w = ones(1, 2**18, 2), ones(1, 2**18, 1)
+    assert (xconv.conv(x, w, method=taken, max_workspace=2**20) == 2**18).all()
+
+
 def test_double_backward_warns_of_nothing():
     x = np.full((1, 1, 3), np.inf)
     with np.errstate(all="raise"):
