@@ -167,6 +167,8 @@ TABLE = (
     # degenerate sizes
     conv("1x1", (2, 3, 4, 5), (4, 3, 1, 1)),
     conv("1x1-strided", (2, 3, 5, 6), (4, 3, 1, 1), stride=2),
+    conv("1x1-strided-reflect", (2, 2, 7), (3, 2, 1), stride=2, padding=((1, 2),),
+         padding_mode="reflect"),
     conv("1x1-padded", (2, 3, 4, 3), (4, 3, 1, 1), padding=(1, 2)),
     conv("single-number", (1, 1, 1), (1, 1, 1)),
     conv("kernel-is-input", (3, 2, 4, 5), (6, 2, 4, 5)),

@@ -21,7 +21,7 @@ from cases import CORE, TABLE
 from checks import Method, Trial
 
 import xconv
-from xconv import choice
+from xconv import choice, namespace
 
 CUDNN = Method("cudnn")
 REAL = ("float16", "float32", "float64")
@@ -362,6 +362,22 @@ def test_engines_are_deterministic_and_exact(library, monkeypatch):
     assert conv(x.astype("float16"), w.astype("float16"))[1].notes == NOTES
     monkeypatch.setattr(adapter, "allows_tf32", lambda: True)
     assert conv(x, w)[1].notes == NOTES
+
+
+@pytest.mark.parametrize("chosen", [3, 4])
+def test_what_cupy_tells_of_its_device(monkeypatch, chosen):
+    core = SimpleNamespace(
+        get_compute_type={"float32": chosen}.get,
+        _routines_linalg=SimpleNamespace(COMPUTE_TYPE_TF32=4),
+    )
+    cuda = SimpleNamespace(
+        runtime=SimpleNamespace(getDevice=lambda: 2),
+        get_current_stream=lambda: SimpleNamespace(ptr=5),
+    )
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(_core=core, cuda=cuda))
+    assert namespace.allows_tf32() == (chosen == 4)
+    assert namespace.queue() == (2, 5)
+    assert namespace.address(SimpleNamespace(data=SimpleNamespace(ptr=96))) == 96
 
 
 def test_plans_are_kept(library):

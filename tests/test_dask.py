@@ -332,6 +332,29 @@ def test_numpy_x_beside_chunks():
         xconv.conv(x, w, stride=3, method="winograd")
 
 
+@pytest.mark.parametrize("chunks", [(0, 3, 0, 0, 6), (9, 0)])
+def test_empty_chunks(chunks):
+    x, w = draw(1, 2, 9), draw(3, 2, 3, seed=1)
+    dy = draw(1, 3, 9, seed=2)
+    lazy, dlazy = (da.from_array(a, chunks=(1, 1, chunks)) for a in (x, dy))
+    options = {"padding": 1}
+    assert_array_equal(xconv.conv(lazy, w, **options).compute(), xconv.conv(x, w, **options))
+    found = [*xconv.conv_backward(dlazy, lazy, w, **options)]
+    found += xconv.conv_transpose_backward(lazy, dlazy, w, **options)  # x where dy was
+    exact = [*xconv.conv_backward(dy, x, w, **options)]
+    exact += xconv.conv_transpose_backward(x, dy, w, **options)
+    for got, right in zip(found, exact, strict=True):
+        assert_array_equal(got.compute(), right, strict=True)
+
+
+def test_unknown_sizes_of_chunks_are_refused():
+    x = da.from_array(draw(1, 2, 9), chunks=1)
+    some = x[:, :, x[0, 0] > 0]
+    rule = r"^conv: need x with known chunk sizes; got shape \(1, 2, nan\)$"
+    with pytest.raises(ValueError, match=rule):
+        xconv.conv(some, draw(3, 2, 3))
+
+
 def test_the_demo():
     command = [sys.executable, "-m", "xconv.demo_scale", "--size", "60"]
     command += ["--chunk", "15", "20", "30"]

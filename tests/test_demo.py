@@ -31,6 +31,31 @@ def test_reads_digits(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 20_000
 
 
+def test_without_a_plot_nothing_is_drawn(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("xconv.__main__.run", lambda *names, **more: asked.append((names, more)))
+    monkeypatch.setattr("xconv.__main__.draw", None)
+    assert main(["--epochs", "3"]) == 0
+    assert asked == [((None,), {"seed": 0, "epochs": 3})]
+    assert "plot" not in capsys.readouterr().out
+
+
+def test_a_wrong_gradient_is_noticed(monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 1, 8, 8)).astype("float32")
+    target, right = np.full((4, 10), 0.1, "float32"), demo.divergence
+    network = demo.Network(rng, x)
+    assert demo.check_network(network, x, target) < 1e-5
+
+    def wrong(y, target):
+        value, slope = right(y, target)
+        return value, 1.01 * slope
+
+    monkeypatch.setattr(demo, "divergence", wrong)
+    with pytest.raises(AssertionError, match="need a gradient within 1e-5"):
+        demo.check_network(network, x, target)
+
+
 def test_same_seed_same_result():
     first, again, other = (demo.run("numpy", seed=seed, epochs=1) for seed in (3, 3, 4))
     assert first.losses == again.losses != other.losses

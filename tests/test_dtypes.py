@@ -57,6 +57,21 @@ def test_every_pair(a, b):
     same(xconv.conv_grad_weight(dy, x, (3, 2), **OPTIONS), dw, common)
 
 
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize("dtype", ["uint16", "uint32", "uint64"])
+def test_torch_takes_the_unsigned_integers_that_it_cannot_multiply(dtype):
+    import torch
+
+    rng, top = np.random.default_rng(3), int(np.iinfo(dtype).max)
+    x, w, dy = (rng.integers(0, top, a.shape, dtype, endpoint=True) for a in (X, W, DY))
+    mine = [torch.asarray(a) for a in (dy, x, w)]
+    y = xconv.conv(*mine[1:], **OPTIONS)
+    found = y, *xconv.conv_backward(*mine, **OPTIONS)
+    exact = oracle.conv(x, w, **OPTIONS), *oracle.backward(dy, x, w, **OPTIONS)
+    for got, want in zip(found, exact, strict=True):
+        same(got.numpy(), want, np.dtype(dtype))
+
+
 SOME = ("float16", "float32", "complex64", "complex128", "int8", "int32")
 THREE = [  # integers beside complex numbers: see conv_grad_input
     three for three in product(SOME, repeat=3) if not ("int" in str(three) and "comp" in str(three))

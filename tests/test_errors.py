@@ -183,6 +183,32 @@ def test_option(name, option, value, error, words):
     check(error, words, getattr(xconv, name), *good(name), **{option: value})
 
 
+def test_rule_for_a_name():
+    with pytest.raises(ValueError, match=r"^conv: need padding_mode to be one of .*; got 'mirror'"):
+        xconv.conv(*good("conv"), padding_mode="mirror")
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular", "symmetric"])
+def test_rule_for_an_empty_axis_without_padding(mode):
+    with pytest.raises(ValueError, match=r"^conv: need every output size, .* above 0; got "):
+        xconv.conv(make(2, 4, 0, 6), make(6, 4, 1, 2), padding_mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "options", "rule"),
+    [
+        ((0, 6), (3, 2), {}, "every input and kernel size to be at least 1"),
+        ((7, 6), (3, 0), {}, "every input and kernel size to be at least 1"),
+        ((7, 6), (3, 2), {"stride": 2, "output_padding": (2, 0)}, "0 <= output_padding < stride"),
+        ((7, 6), (3, 2), {"padding": (5, 0)}, "every result size of the .* to be at least 0"),
+        ((7, 6), (3, 2), {"padding": (0, 4)}, "every result size of the .* to be at least 0"),
+    ],
+)
+def test_rule_for_the_sizes_of_a_transposed_convolution(size, kernel, options, rule):
+    with pytest.raises(ValueError, match=rf"^conv_transpose_output_size: need {rule}; got "):
+        xconv.conv_transpose_output_size(size, kernel, **options)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "rule"),
     [
@@ -274,7 +300,8 @@ SHAPES = [  # function, shapes and sizes, options, the words of the message
     ("conv", ((2, 4, 0, 6), W), {}, [0, 3]),
     ("conv", ((2, 4, 0, 6), W), {"padding": 2, "padding_mode": "replicate"}, [0]),
     ("conv", (X, W), {"padding": (7, 0), "padding_mode": "reflect"}, [7]),
-    ("conv", (X, W), {"padding": (0, 7), "padding_mode": "symmetric"}, [7, 6]),
+    ("conv", ((2, 4, 1, 6), W), {"padding": (1, 0), "padding_mode": "reflect"}, [1]),
+    ("conv", (X, W), {"padding": (1, 7), "padding_mode": "symmetric"}, [7, 6]),
     ("conv", (X, W), {"padding": ((0, 0), (0, 8)), "padding_mode": "circular"}, [8, 6]),
     ("unfold", (X, "sizes", (3, 2)), {"padding": (0, 6), "padding_mode": "reflect"}, [6]),
     (
@@ -352,6 +379,7 @@ SHAPES = [  # function, shapes and sizes, options, the words of the message
     ("conv_output_size", ("sizes", (7, 6), (3,)), {}, [("(3,)", "(7, 6)")]),
     ("conv_output_size", ("sizes", (7, 6), (3, 0)), {}, [0]),
     ("conv_output_size", ("sizes", (7, -6), (3, 2)), {}, [-6]),
+    ("conv_output_size", ("sizes", (7, -6), (3, 2)), {"padding": 9}, [-6]),
     ("conv_output_size", ("sizes", (7, 6), (8, 2)), {}, [7, 8]),
     ("conv_output_size", ("sizes", (), ()), {}, ["()"]),
     ("conv_transpose_output_size", ("sizes", (7, 6), (3,)), {}, [("(3,)", "(7, 6)")]),
@@ -363,6 +391,20 @@ SHAPES = [  # function, shapes and sizes, options, the words of the message
 @pytest.mark.parametrize(("name", "shapes", "options", "words"), SHAPES)
 def test_shapes(name, shapes, options, words):
     check(ValueError, words, getattr(xconv, name), *build(shapes), **options)
+
+
+def test_flags_are_bools():
+    rule = r"^conv_grad_weight: need per_sample to be a bool; got 1 \(int\)$"
+    with pytest.raises(TypeError, match=rule):
+        xconv.conv_grad_weight(*good("conv_grad_weight"), per_sample=1)
+
+
+def test_dtypes_without_a_common_one():
+    """The standard has none for integers beside floats."""
+    x, w = (strict.asarray(make(*s, dtype=d)) for s, d in ((X, "int32"), (W, "float32")))
+    rule = r"^conv: need dtypes that promote to a common one; got int32, float32$"
+    with pytest.raises(TypeError, match=rule):
+        xconv.conv(x, w)
 
 
 def test_up_to_30_spatial_axes():

@@ -337,6 +337,19 @@ print("same bits")
 """
 
 
+def test_fork_in_a_call_gives_the_threads_back():
+    """What the child of a fork does, in which nobody counts lines."""
+    blas = workers._Blas()
+    before = workers._counts(blas.shared)
+    blas.enter()
+    assert workers._counts(blas.shared) == [1] * len(before)
+    blas.after_fork()
+    assert workers._counts(blas.shared) == before
+    assert not blas.inside
+    blas.after_fork()  # of none
+    assert workers._counts(blas.shared) == before
+
+
 def test_fork_after_use():
     """Row 47."""
     done = subprocess.run(

@@ -8,15 +8,18 @@ import numpy as np
 import oracle
 import pytest
 
-from xconv import padding, scatter
-from xconv.geometry import Geometry, geometry, halved, options, slab
+from xconv import namespace, padding, scatter
+from xconv.errors import Refusal
+from xconv.geometry import Geometry, geometry, halved, index, options, slab
 
 MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
 
 
 def follows_the_size_rule(geom: Geometry) -> bool:
     """Whether its output sizes are those of its input sizes and padding."""
-    opts = options(geom.rank, geom.stride, geom.padding, geom.dilation)
+    opts = options(
+        geom.rank, geom.stride, geom.padding, geom.dilation, padding_mode=geom.padding_mode
+    )
     return oracle.output_size(geom.I, geom.W, *opts[:3]) == geom.O
 
 
@@ -50,6 +53,16 @@ def test_phases_are_all_meetings_of_cells_and_taps(axis):
 
 
 @pytest.mark.parametrize("axis", AXES, ids=str)
+def test_cells_that_outputs_read(axis):
+    size, kernel, s, d, pair = axis
+    geom = geometry(1, 1, 1, (size,), (kernel,), options(1, s, (pair,), d))
+    reads = {s * o + d * t - pair[0] for o, t in product(range(*geom.O), range(kernel))}
+    assert geom.read_range(0) == (min(reads), max(reads) + 1)
+    for q in range(min(reads) - 4, max(reads) + 2):
+        assert geom.next_read(0, q) == min((cell for cell in reads if cell >= q), default=None)
+
+
+@pytest.mark.parametrize("axis", AXES, ids=str)
 def test_one_tap_per_axis_is_a_convolution_of_every_stride_th_cell(axis):
     size, _, s, _, pair = axis
     geom = geometry(1, 1, 1, (size,), (1,), options(1, s, (pair,), 1))
@@ -59,6 +72,13 @@ def test_one_tap_per_axis_is_a_convolution_of_every_stride_th_cell(axis):
     read = [q for q in range(-pair[0], size + pair[1], s) if 0 <= q < size]
     low = less.padding[0][0]
     assert list(range(size))[cells][max(-low, 0) : less.O[0] - low] == read
+
+
+def test_what_moves_nothing_is_1():
+    geom = geometry(1, 1, 1, (3, 9, 9), (3, 1, 2), options(3, (7, 4, 5), 0, (1, 6, 3)))
+    assert geom.O == (1, 3, 2)
+    assert geom.stride == (1, 4, 5)
+    assert geom.dilation == (1, 1, 3)
 
 
 def test_a_part_of_a_convolution_is_one():
@@ -86,17 +106,25 @@ def test_products_first_make_the_input_gradient(stride, start, stop):
     rng = np.random.default_rng(0)
     w, g = rng.integers(-9, 9, (G, k, c, *W)), rng.integers(-9, 9, (G, k, N, *geom.O))
     first, last = scatter.outputs(geom, start, stop)
-    found = scatter.grad_input(
-        np,
-        g[(..., *map(slice, first, last))],
-        scatter.prepare(np, w),
-        (G, c, N, *np.subtract(stop, start)),
-        scatter.additions(geom, first, last, start, stop),
-    )
+    read = g[(..., *map(slice, first, last))]
+    shape = (G, c, N, *np.subtract(stop, start))
+    additions = scatter.additions(geom, first, last, start, stop)
+    assert all(read[one.here].size for one in additions)
+    for _ in range(2):  # the second time in the memory of the first
+        namespace.begin_block(np, 2**20)
+        found = scatter.grad_input(np, read, scatter.prepare(np, w), shape, additions)
     flat = np.moveaxis(g, 2, 0).reshape(N, G * k, *geom.O), w.reshape(G * k, c, *W)
     right = oracle.grad_input(*flat, sizes, stride=stride, padding=1, dilation=(2, 1), groups=G)
     right = right.reshape(N, G, c, *sizes)[(..., *map(slice, start, stop))]
     np.testing.assert_array_equal(np.moveaxis(found, 2, 0), right)
+
+
+@pytest.mark.parametrize("value", [-(2**63), 2**63 - 1, 0])
+def test_ints_of_64_bits_are_taken(value):
+    for kind in (int, np.int64):
+        number = index(kind(value), "a number")
+        assert number == value
+        assert type(number) is int
 
 
 def test_halved_goes_down_to_ones_in_order():
@@ -129,11 +157,11 @@ def test_outputs_that_read_a_box_and_what_they_add_to_it(axis):
 
 # -- padding
 
-SIDES = [(0, 0), (1, 0), (0, 2), (3, 3), (-1, 2), (3, -4), (-2, -1)]
+SIDES = [(0, 0), (1, 0), (2, 1), (0, 2), (3, 3), (-1, 2), (3, -4), (-2, -1)]
 LINES = [  # size, mode, low, high
     (size, mode, *pair)
-    for size, mode, pair in product((1, 4, 5), MODES, SIDES)
-    if max(pair) <= {"reflect": size - 1, "replicate": 9, "zeros": 9}.get(mode, size)
+    for size, mode, pair in product((0, 1, 4, 5), MODES, SIDES)
+    if max(pair) <= {"reflect": size - 1, "replicate": 9 * size, "zeros": 9}.get(mode, size)
     and size + sum(pair) > 0
 ]
 
@@ -149,11 +177,13 @@ def held(run) -> list[tuple[int, int]]:
 def test_pieces_are_the_padded_line(line):
     size, mode, low, high = line
     whole = oracle.padded(size, low, high, mode)
-    for start, stop in ((-low, size + high), (0, 1), (-low, 0), (1, size + high)):
+    high_side = ((at, size + high) for at in (1, size, size + 1))
+    for start, stop in ((-low, size + high), (0, 1), (-low, 0), *high_side):
         if -low <= start < stop <= size + high:
             right = [(q, whole[q + low]) for q in range(start, stop)]
             runs = padding.pieces(size, mode, start, stop)
             assert [q for run in runs for q in range(run.start, run.stop)] == [*range(start, stop)]
+            assert all(run.start < run.stop for run in runs)
             assert [place for run in runs for place in held(run)] == [
                 (q, cell) for q, cell in right if cell is not None
             ]
@@ -192,7 +222,7 @@ def test_strips_and_copies_are_all_that_hold_a_cell(line):
                     run.step == 0 or len(held(run)) == one.stop - one.start for run in one.runs
                 )
     for a, b in ((0, size), (1, 3), (size - 1, size), (2, 2)):
-        if a <= b <= size:
+        if 0 <= a <= b <= size:
             runs = padding.copies(size, mode, (low, high), a, b)
             assert all(map(held, runs))
             assert sorted(place for run in runs for place in held(run)) == [
@@ -268,7 +298,7 @@ def test_padding_as_an_expression_and_its_adjoint(xp, line):
 def test_torch_differentiates_through_padding():
     import array_api_compat.torch as xp
 
-    geom = geometry(1, 1, 1, (3,), (1,), options(1, 1, ((4, 0),)))
+    geom = geometry(1, 1, 1, (3,), (1,), options(1, 1, ((4, 0),), 1))
     x = xp.ones((1, 1, 1, 3), requires_grad=True)
     zeros = padding.pad(xp, x, geom, (-4,), (-1,))
     zeros.sum().backward()
@@ -277,6 +307,19 @@ def test_torch_differentiates_through_padding():
     geom = geometry(1, 1, 1, (3,), (1,), options(1, 1, ((2, 0),), 1, 1, "reflect"))
     padding.pad(xp, x, geom, (-2,), (3,)).sum().backward()
     assert x.grad.tolist() == [[[[1, 2, 2]]]]
+
+
+def test_sizes_beyond_any_memory_are_refused():
+    """By the size of the result, not by that of what it is made from."""
+    wide = np.broadcast_to(np.int8(3), (1, 1, 1, 2**62))
+    geom = geometry(1, 1, 1, (2**62,), (1,), options(1, 1, 0, 1))
+    assert padding.pad(np, wide, geom, (2,), (6,)).tolist() == [[[[3] * 4]]]
+    for x, sizes in ((wide[:, :, :, :1], (-(2**62), 2**62)), (wide[:, :, :, :3], (-(2**63), 5))):
+        with pytest.raises(Refusal, match=r"arrays of less than 2\*\*63 bytes"):
+            padding.pad(np, x, geom, *((n,) for n in sizes))
+    for before, after in ((2**61, 2**61), (2**62, 0)):
+        with pytest.raises(Refusal, match=r"arrays of less than 2\*\*63 bytes"):
+            padding.embedded(np, np.ones((2, 3), np.int8), 1, before, after)
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 0), (0, 1), (1, 3)])

@@ -10,7 +10,8 @@ import oracle
 import pytest
 
 import xconv
-from xconv import bands, depthwise, fft, geometry, lines, windows, winograd
+from xconv import bands, depthwise, fft, geometry, lines, pointwise, taps, windows, winograd
+from xconv.geometry import Window
 
 RNG = np.random.default_rng(0)
 
@@ -258,6 +259,15 @@ def test_explain_shows_every_phase_and_library():
         xconv.explain(x, w, contraction=1)
 
 
+def test_explain_of_an_expression_has_no_blocks():
+    import array_api_strict as strict
+
+    x, w = strict.ones((2, 4, 9)), strict.ones((4, 4, 3))
+    for contraction, steps in (("forward", 1), ("grad_weight", 1), ("grad_input", 2)):
+        told = xconv.explain(x, w, stride=2, contraction=contraction)
+        assert [str(step) for step in told.steps] == ["taps: 1 block"] * steps
+
+
 @pytest.mark.parametrize(("r", "m"), [(2, 5), (3, 4), (4, 3), (5, 2), (2, 3), (3, 2), (1, 1)])
 def test_winograd_tiles_are_exact_in_fractions(r, m):
     tile = winograd.matrices(r, m)
@@ -272,6 +282,73 @@ def test_winograd_tiles_are_exact_in_fractions(r, m):
     ]
     correlation = [sum(x[o + t] * w[t] for t in range(r)) for o in range(m)]
     assert times(tile["outputs"], products) == correlation
+
+
+# groups, samples, channels, outputs and their positions: where each way to multiply is taken
+BLOCKS = [
+    (1, 1, 3, 2, (7, 5)),
+    (2, 3, 4, 1, (5, 6)),
+    (3, 2, 1, 2, (4, 1)),
+    (1, 2, 2, 3, (20, 14)),
+    (2, 1, 2, 3, (20, 14)),
+    (2, 3, 40, 50, (2, 1)),
+]
+
+
+@pytest.mark.parametrize("imaginary", [0, 1j])
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+@pytest.mark.parametrize("algorithm", [taps, windows, pointwise, fft], ids=lambda a: a.__name__)
+def test_a_block_is_contracted(algorithm, block, imaginary):
+    G, N, c, k, O = block
+    W, dilation = ((1, 1), (1, 1)) if algorithm is pointwise else ((3, 2), (1, 2))
+    options = {"stride": (2, 1), "dilation": dilation}
+    window = Window(O, W, **options)
+    L = [s * (o - 1) + d * (t - 1) + 1 for o, t, s, d in zip(O, *window[1:], strict=True)]
+
+    def drawn(*shape):
+        return RNG.integers(-4, 5, shape) * 1.0 + imaginary * RNG.integers(-4, 5, shape)
+
+    def grouped(a):
+        return np.moveaxis(a.reshape(N, G, -1, *a.shape[2:]), 0, 2)
+
+    x, w, g = drawn(N, G * c, *L), drawn(G * k, c, *W), drawn(N, G * k, *O)
+    atol = 1e-10 if algorithm is fft else 0
+    want = grouped(oracle.forward(x, w, groups=G, **options))
+    prepared = algorithm.prepare(np, w.reshape(G, k, c, *W), window)
+    wide = np.zeros((N, G * k, O[0], O[1] + 1), want.dtype)
+    contiguous = np.zeros(want.shape, want.dtype)
+    for out in (None, contiguous, grouped(np.zeros_like(g)), grouped(wide)[..., :-1]):
+        y = algorithm.forward(np, grouped(x), prepared, window, out)
+        np.testing.assert_allclose(y, want, rtol=0, atol=atol, strict=True)
+        assert (y is out) == (out is not None and out.any())
+    apart = N == 1 or O[0] * O[1] >= pointwise.SHORT  # or samples share a product
+    assert contiguous.any() == (algorithm is windows or (algorithm is pointwise and apart))
+    assert not wide[..., -1].any()
+    dw = algorithm.grad_weight(np, grouped(x), grouped(g), window)
+    want = oracle.grad_weight(g, x, W, groups=G, **options).reshape(dw.shape)
+    np.testing.assert_allclose(dw, want, rtol=0, atol=atol)
+    assert algorithm is not fft or dw.base is None  # not a view that holds on to all lengths
+
+
+@pytest.mark.parametrize("window", [((4, 9), (2, 3)), ((30, 1), (5, 1)), ((1, 22), (1, 5))])
+def test_fft_blocks_have_the_next_lengths(window):
+    window = Window(*window, (3, 2), (2, 4))
+    first, last = (s * (o - 1) + d * (t - 1) + 1 for o, t, s, d in zip(*window, strict=True))
+    lengths = fft.fast(first), 2 * fft.fast((last + 1) // 2)
+    for channels in (1, 2):
+        for dtype, *F in (("float32", lengths[0], lengths[1] // 2 + 1), ("complex64", *lengths)):
+            spectra = fft.prepare(np, np.ones((1, 1, channels, *window.W), dtype), window)
+            assert spectra.shape == (1, 1, channels, *F)
+
+
+@pytest.mark.parametrize("contraction", ["forward", "grad_weight"])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("method", ["windows", "taps", "fft"])
+def test_blocks_are_long_and_stay_in_the_cache(method, kernel, contraction):
+    x, w = np.broadcast_to(np.float32(1), (2, 2, 3000, 3000)), np.ones((2, 2, kernel, kernel))
+    told = xconv.explain(x, w.astype("float32"), contraction=contraction, method=method)
+    most = 3 * 2**22 if method == "fft" else 2**23  # blocks below its weights' size would be slow
+    assert 2**22 <= told.steps[0].block_bytes <= most
 
 
 def test_fft_lengths_are_the_next_products_of_2_3_and_5():

@@ -104,6 +104,23 @@ class TestEither:
         plain = kind(4, 6, (3, 2), rng=rng())
         assert_allclose(layer.weight, plain.weight, rtol=1e-3)
 
+    @pytest.mark.parametrize(
+        ("options", "rule"),
+        [
+            ({"rng": 3}, r"rng to be a numpy.random.Generator; got 3 \(int\)"),
+            ({"like": np.empty(0, int)}, r"like of a floating or complex dtype; got int64"),
+            ({"bias": 1}, r"bias to be a bool; got 1 \(int\)"),
+        ],
+    )
+    def test_wrong_types(self, kind, options, rule):
+        with pytest.raises(TypeError, match=rf"^{kind.__name__}: need {rule}$"):
+            kind(4, 6, (3, 2), **options)
+
+    def test_backward_before_any_call(self, kind):
+        message = rf"^{kind.__name__}.backward: need a call of the layer before; got none$"
+        with pytest.raises(ValueError, match=message):
+            kind(4, 6, (3, 2)).backward(np.zeros((2, 6, 5, 5)))
+
     def test_like_gives_the_namespace(self, kind):
         x = torch.asarray(draw(2, 4, 7, 6))
         layer = kind(4, 6, (3, 2), rng=rng(), like=x)

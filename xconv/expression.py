@@ -12,7 +12,7 @@ from typing import Any
 from . import choice, padding
 from .blocks import Pair, Setup
 from .cells import phase_weights
-from .geometry import SPATIAL, Geometry, Phase, Window, along
+from .geometry import SPATIAL, Geometry, Phase, Window, along, resized
 from .namespace import Array, Namespace, cast, check_bytes, dtype_name, zeros
 
 
@@ -51,7 +51,8 @@ def grad_input(
     setup: Setup, pairs: Sequence[Pair], geom: Geometry, bias: Array | None = None
 ) -> Array:
     """dT/dx: return the sum of the input gradients of each g and its w, plus bias."""
-    padded = [_padded(setup, g, w, geom, ()) for g, w in pairs]
+    # cast first: PyTorch cannot flip every dtype
+    padded = [_padded(setup, g, cast(setup.xp, w, setup.compute), geom, ()) for g, w in pairs]
     terms = [padding.unpad(setup.xp, dx, geom) for dx in padded]
     return padding.total([*terms, bias] if bias is not None else terms)
 
@@ -85,7 +86,7 @@ def _padded(setup: Setup, g: Array, w: Array, geom: Geometry, chosen: tuple[Phas
 def _interleaved(xp: Namespace, parts: dict[int, Array], s: int, axis: int) -> Array:
     """Put part r at every s-th place from r on along an axis, and zeros where there is none."""
     some = next(iter(parts.values()))
-    whole_shape = (*some.shape[:axis], some.shape[axis] * s, *some.shape[axis + 1 :])
+    whole_shape = resized(some.shape, axis, some.shape[axis] * s)
     check_bytes(whole_shape, dtype_name(some.dtype))
     pieces: list[Any] = []
     free = 0

@@ -48,7 +48,7 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
         # (G, *F, k, c) @ (G, *F, c, N) -> (G, *F, k, N)
         product = xp.matmul(_channels_last(xp, w), columns)
         product = _own(xp, _channels_first(xp, product))
-    y = _inverse(xp, product, lengths, real)
+    y = _inverse(xp, product, real)
     steps = (slice(0, s * (o - 1) + 1, s) for o, s in zip(window.O, window.stride, strict=True))
     return y[(slice(None),) * SPATIAL + tuple(steps)]
 
@@ -68,7 +68,7 @@ def grad_weight(
         # (G, *F, k, N) @ (G, *F, N, c) -> (G, *F, k, c)
         product = xp.matmul(_own(xp, _channels_last(xp, others)), columns)
         product = _own(xp, _channels_first(xp, product))
-    dw = _inverse(xp, product, lengths, real)
+    dw = _inverse(xp, product, real)
     steps = (slice(0, d * (w - 1) + 1, d) for w, d in zip(window.W, window.dilation, strict=True))
     return _own(xp, dw[(slice(None),) * SPATIAL + tuple(steps)])  # not to hold on to all lengths
 
@@ -85,9 +85,10 @@ def _mirrored(xp: Namespace, a: Array, lengths: Ints) -> Array:
     return xp.conj(_spectra(xp, xp.conj(a) if complex_ else a, lengths))
 
 
-def _inverse(xp: Namespace, a: Array, lengths: Ints, real: bool) -> Array:
+def _inverse(xp: Namespace, a: Array, real: bool) -> Array:
+    """Return what has these spectra; of real data, an even number on the last axis."""
     axes = tuple(range(SPATIAL, a.ndim))
-    return (xp.fft.irfftn if real else xp.fft.ifftn)(a, s=lengths, axes=axes)
+    return (xp.fft.irfftn if real else xp.fft.ifftn)(a, axes=axes)
 
 
 def _channels_last(xp: Namespace, a: Array) -> Array:
@@ -115,13 +116,12 @@ def _lengths(window: Window) -> Ints:
 @lru_cache(maxsize=256)
 def fast(least: int) -> int:
     """Return the smallest product of powers of 2, 3 and 5 that is at least `least`."""
-    best = 1 << max(least - 1, 0).bit_length()
+    best = 2 * least  # above a power of 2
     five = 1
     while five < best:
         three = five
         while three < best:
-            size = three << max(-(-least // three) - 1, 0).bit_length()
-            best = min(best, size)
+            best = min(best, three << (-(-least // three) - 1).bit_length())
             three *= 3
         five *= 5
     return best

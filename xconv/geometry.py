@@ -57,6 +57,11 @@ def along(axis: int, cells: int | slice | None) -> tuple[Any, ...]:
     return (slice(None),) * axis + (cells, Ellipsis)
 
 
+def resized(shape: Ints, axis: int, size: int) -> Ints:
+    """Return a shape with another size of one axis."""
+    return (*shape[:axis], size, *shape[axis + 1 :])
+
+
 def axis_taps(window: Window, axis: int) -> list[slice]:
     """Return, for each kernel position of one axis, the input that all outputs read there."""
     d, s, last = window.dilation[axis], window.stride[axis], window.O[axis] - 1
@@ -233,16 +238,20 @@ class Geometry:
 
 def index(value: Any, what: str, kinds: str = "an int") -> int:
     """Return `value` as an int of 64 bits; bools, floats and everything else are refused."""
-    number = value if type(value) is int else None
-    if number is None and not isinstance(value, bool):
-        with contextlib.suppress(Exception):  # whatever an object's own methods raise
-            if not str(getattr(value, "dtype", "")).endswith("bool"):
-                number = operator.index(value)
+    number = value if type(value) is int else _index(value)
     if number is None:
         raise Refusal(f"{what} to be {kinds}", shown(value), TypeError)
     if not -(2**63) <= number < 2**63:
         raise Refusal(f"{what} to fit 64 bits", shown(number))
     return number
+
+
+def _index(value: Any) -> int | None:
+    """Return the int that a value stands for, if it does and is no bool."""
+    with contextlib.suppress(Exception):  # whatever an object's own methods raise
+        if not isinstance(value, bool) and not str(getattr(value, "dtype", None)).endswith("bool"):
+            return operator.index(value)
+    return None
 
 
 def named(value: Any, what: str, names: tuple[str, ...]) -> str:
@@ -324,9 +333,9 @@ class Options(NamedTuple):
 
 def options(
     rank: int,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
     groups: Any = 1,
     padding_mode: Any = "zeros",
 ) -> Options:
@@ -423,14 +432,14 @@ def transposed_size(
 ) -> Ints:
     """Return the result sizes of a transposed convolution of an input of sizes `O`.
 
-    `output_padding` is None where it was left at its default.
+    `output_padding` is None where it was left at its default, and never negative.
     """
     if min(O) < 1 or min(W) < 1:
         raise Refusal(
             "every input and kernel size to be at least 1", f"input size {O}, kernel size {W}"
         )
     extra = output_padding or (0,) * len(O)
-    if any(e < 0 or e >= s for e, s in zip(extra, opts.stride, strict=True)):
+    if any(e >= s for e, s in zip(extra, opts.stride, strict=True)):
         raise Refusal(
             "0 <= output_padding < stride", f"output_padding {extra}, stride {opts.stride}"
         )

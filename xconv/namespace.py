@@ -18,7 +18,7 @@ import array_api_compat
 import numpy as np
 
 from .errors import Refusal, shown
-from .geometry import SPATIAL, Window, along, axis_taps
+from .geometry import SPATIAL, Window, along, axis_taps, resized
 
 Array = Any
 Namespace = Any
@@ -479,7 +479,7 @@ def spaced(xp: Namespace, a: Array, axis: int, step: int) -> Array:
     """Put the entries of one axis `step` apart, zeros behind each, as an expression."""
     if step == 1:
         return a
-    spaced = (*a.shape[:axis], a.shape[axis] * step, *a.shape[axis + 1 :])
+    spaced = resized(a.shape, axis, a.shape[axis] * step)
     check_bytes(spaced, dtype_name(a.dtype))
     shape = (*a.shape[: axis + 1], step - 1, *a.shape[axis + 1 :])
     behind = zeros(xp, shape, a)

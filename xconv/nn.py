@@ -57,12 +57,12 @@ class _Layer:
                 "channels, kernel sizes and groups of at least 1, and groups to divide channels",
                 f"in_channels {C}, out_channels {K}, kernel_size {W}, groups {G}",
             )
-        known = [p.name for p in inspect.signature(type(self)._forward).parameters.values()][3:]
+        known = dict([*inspect.signature(type(self)._forward).parameters.items()][3:])
         for name in options:
             if name not in known:
                 raise Refusal(f"options among {', '.join(known)}", name, TypeError)
         names = ("stride", "padding", "dilation", "groups", "padding_mode")
-        shape_options(len(W), **{name: options[name] for name in names if name in options})
+        shape_options(len(W), *(options.get(name, known[name].default) for name in names))
         if type(bias) is not bool:
             raise Refusal("bias to be a bool", shown(bias), TypeError)
         axes = layout_axes(options.get("layout", "channels_first"), len(W), self._transposed).w

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from .geometry import SPATIAL, Geometry, Ints, along
+from .geometry import SPATIAL, Geometry, Ints, along, resized
 from .namespace import (
     Array,
     Namespace,
@@ -51,8 +51,7 @@ class Run(NamedTuple):
 
     def cells(self) -> slice:
         """Return the input cells in the order of the coordinates; of a repeated one, just that."""
-        if self.source is None:
-            return slice(0, 0)
+        assert self.source is not None
         if self.step == 0:
             return slice(self.source, self.source + 1)
         end = self.source + self.step * (self.stop - self.start)
@@ -265,16 +264,14 @@ def pad(xp: Namespace, x: Array, geom: Geometry, start: Ints, stop: Ints) -> Arr
         parts = []
         runs = pieces(geom.I[a], geom.padding_mode, start[a], stop[a])
         for run in runs:
-            shape = (*x.shape[:axis], run.stop - run.start, *x.shape[axis + 1 :])
+            shape = resized(x.shape, axis, run.stop - run.start)
             if run.source is None:
-                part = zeros(xp, shape, x)
+                parts.append(zeros(xp, shape, x))
             else:
-                part = _oriented(xp, x, axis, run)
-                part = xp.broadcast_to(part, shape) if run.step == 0 else part
-            parts.append(part)
+                parts.append(xp.broadcast_to(_oriented(xp, x, axis, run), shape))
         if all(run.source is None for run in runs):
-            parts.append(x[along(axis, slice(0, 0))])  # PyTorch is to know that x was an operand
-        x = parts[0] if len(parts) == 1 else xp.concat(parts, axis=axis)
+            parts.append(x[along(axis, slice(0))])  # PyTorch is to know that x was an operand
+        x = _joined(xp, parts, axis)
     return x
 
 
@@ -292,7 +289,7 @@ def unpad(xp: Namespace, dx: Array, geom: Geometry) -> Array:
             for strip in strips(geom.I[a], geom.padding_mode, *geom.padding[a])
         ]
         if parts:
-            dx = parts[0] if len(parts) == 1 else xp.concat(parts, axis=axis)
+            dx = _joined(xp, parts, axis)
     return dx
 
 
@@ -315,14 +312,11 @@ def adjoint(xp: Namespace, dx: Array, axis: int, run: Run) -> Array:
 def embedded(xp: Namespace, part: Array, axis: int, before: int, after: int) -> Array:
     """Return `part` with zeros before and after it on one axis."""
     size = before + part.shape[axis] + after
-    check_bytes((*part.shape[:axis], size, *part.shape[axis + 1 :]), dtype_name(part.dtype))
-
-    def side(n: int) -> list[Array]:
-        shape = (*part.shape[:axis], n, *part.shape[axis + 1 :])
-        return [zeros(xp, shape, part)] if n > 0 else []
-
-    pieces = [*side(before), part, *side(after)]
-    return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=axis)
+    check_bytes(resized(part.shape, axis, size), dtype_name(part.dtype))
+    sides = [
+        [zeros(xp, resized(part.shape, axis, n), part)] if n > 0 else [] for n in (before, after)
+    ]
+    return _joined(xp, [*sides[0], part, *sides[1]], axis)
 
 
 def total(terms: list[Array]) -> Array:
@@ -333,9 +327,13 @@ def total(terms: list[Array]) -> Array:
     return result
 
 
+def _joined(xp: Namespace, parts: list[Array], axis: int) -> Array:
+    """Join arrays along an axis; one alone stays as it is."""
+    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=axis)
+
+
 def _oriented(xp: Namespace, x: Array, axis: int, run: Run) -> Array:
     """Slice a run's cells; mirrored ones by `flip`, as PyTorch has no negative steps."""
     if run.step == -1:
-        last = (run.source or 0) + 1
-        return xp.flip(x[along(axis, slice(last - (run.stop - run.start), last))], axis=axis)
+        return xp.flip(x[along(axis, slice(*run.ends()))], axis=axis)
     return x[along(axis, run.cells())]

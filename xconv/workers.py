@@ -131,7 +131,7 @@ def _set(libraries: list[_Library], counts: list[int]) -> None:
 
 
 _blas = _Blas()
-if hasattr(os, "register_at_fork"):
+with contextlib.suppress(AttributeError):  # Windows does not fork
     os.register_at_fork(after_in_child=_blas.after_fork)
 
 
