@@ -44,7 +44,7 @@ from .padding import embedded
 
 CUTS = False
 SCRATCH = True
-LONG = 1
+LONG = 2
 LAST = True
 LEAST = (1024, 128)
 LARGEST = 5  # taps of an axis
