@@ -215,6 +215,7 @@ def test_rule_for_the_sizes_of_a_transposed_convolution(size, kernel, options, r
         ("groups", 1.5, "groups to be an int"),
         ("stride", 1.5, "stride to be an int or a tuple of ints"),
         ("stride", (1, 1.5), "every entry of stride to be an int"),
+        ("dilation", (1, 1.5), "every entry of dilation to be an int"),
         ("padding", 1.5, r"padding to be an int, a tuple of ints or pairs, or one of \(.*\)"),
         ("padding", (1, 1.5), "every entry of padding to be an int"),
         ("padding", ((1, 1.5), (1, 1)), "every entry of padding to be an int"),
