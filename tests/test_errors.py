@@ -380,7 +380,7 @@ SHAPES = [  # function, shapes and sizes, options, the words of the message
     ("conv_output_size", ("sizes", (7, 6), (3,)), {}, [("(3,)", "(7, 6)")]),
     ("conv_output_size", ("sizes", (7, 6), (3, 0)), {}, [0]),
     ("conv_output_size", ("sizes", (7, -6), (3, 2)), {}, [-6]),
-    ("conv_output_size", ("sizes", (7, -6), (3, 2)), {"padding": 9}, [-6]),
+    ("conv_output_size", ("sizes", (7, -1), (3, 2)), {"padding": 9}, [-1]),
     ("conv_output_size", ("sizes", (7, 6), (8, 2)), {}, [7, 8]),
     ("conv_output_size", ("sizes", (), ()), {}, ["()"]),
     ("conv_transpose_output_size", ("sizes", (7, 6), (3,)), {}, [("(3,)", "(7, 6)")]),
