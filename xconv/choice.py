@@ -87,7 +87,7 @@ CALL = 5000.0  # one call of NumPy, on a small array
 WEIGHT = 3.0  # a weight rearranged; that is done once, by one core
 TILE = 2.5  # a number of a Winograd tile, transformed forth and back
 POINT = 1.7  # a weight transformed for Winograd, per point
-SPILL = 2**24  # bytes of these beyond which they take twice as long: the caches are full
+SPILL = 2**24  # bytes of these beyond which they take three times as long: the caches are full
 WAVE = 0.7  # a number in a Fourier transform, per level
 MODE = 600.0  # a frequency, where spectra are matrices
 START = 100_000.0  # before winograd and fft pay at all
@@ -271,7 +271,7 @@ def costs(
         products = 2 * flop * inputs * sums * tiles
         transforms = TILE * wide * (inputs * geom.C + own * geom.K) * tiles
         spills = task.itemsize * inputs * sums > SPILL
-        return START + products + transforms + POINT * wide * inputs * sums * (1 + spills)
+        return START + products + transforms + POINT * wide * inputs * sums * (1 + 2 * spills)
     if algorithm is fft:
         cells = math.prod(
             float(fft.fast(s * (o - 1) + d * (w - 1) + 1))  # ints of many axes may be no float

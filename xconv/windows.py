@@ -30,13 +30,19 @@ LAST = False
 LEAST = (96, 256)
 
 
-def room(xp: Namespace, w: Array, window: Window) -> None:
-    """Weights are prepared at once."""
+def room(xp: Namespace, w: Array, window: Window) -> Array | None:
+    """Return an array for weights that have to be rearranged, as mirrored ones."""
+    if not in_place(xp) or w.flags.c_contiguous:
+        return None
+    return xp.empty((*w.shape[:2], math.prod(w.shape[2:])), dtype=w.dtype)
 
 
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
     """Return w (G, k, c, *W) as the matrices (G, k, c*W), in the order of the windows."""
-    return xp.reshape(w, (*w.shape[:2], math.prod(w.shape[2:])))
+    if out is None:
+        return xp.reshape(w, (*w.shape[:2], math.prod(w.shape[2:])))
+    xp.reshape(out, w.shape)[...] = w  # to split axes is a view
+    return out
 
 
 def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
