@@ -32,6 +32,7 @@ SHORTEST_SUM = 2**16
 TASKS = 4
 GRAIN = 40_000_000  # operations; a number moved counts as
 MOVED = 10
+FEW = 32  # output channels below which operations take twice as long
 SMALL = 4  # an operation of a product of a few rows
 POSITIONS = 256
 CHANNELS = 64
@@ -191,6 +192,7 @@ def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits)
     everything = (geom.N, *geom.O, held[0], held[1])
     row = math.prod(o[1:])
     work = 2 * geom.N * geom.K * math.prod(geom.O) * geom.c * math.prod(geom.W)
+    work *= 2 if geom.k < FEW else 1
     work += MOVED * numbers(held, (geom.G, geom.N, *geom.O), held[3:])
     positions, channels = algorithm.LEAST  # of few channels, blocks would prepare the same data
     least = (-(-positions // math.prod(o)), -(-positions // row), *o[1:], 1, channels)
@@ -305,6 +307,7 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
         n, *o = shape_for(held)
     g, k, c, *w = held
     work = 2 * geom.N * geom.K * math.prod(geom.O) * geom.c * math.prod(geom.W)
+    work *= 2 if geom.k < FEW else 1
     work += MOVED * numbers(whole, (geom.N, *geom.O))
     everything = (geom.N, *geom.O, *whole)
     positions = max(POSITIONS, algorithm.LEAST[0])
