@@ -71,7 +71,8 @@ METHODS: dict[str, Algorithm] = {
 # The methods that let cuDNN do what it can. No GPU has measured it yet: then "auto" may stand here.
 CUDNN = ("cudnn",)
 
-# Nanoseconds on one core of AMD EPYCs (Zen 3 and Zen 4) with NumPy 2.4's OpenBLAS, float32,
+# Nanoseconds on one core of AMD EPYCs (Zen 3 and Zen 4) and an Intel Xeon (those of winograd, lines,
+# depthwise and bands), in units of the former, with NumPy 2.4's OpenBLAS, float32,
 # November 2026; fitted to the suite of `xconv.bench`. What counts is their ratios.
 FLOP = 1 / 90  # of a large product
 ROW = 0.1  # a number of the columns, in a product with few rows
@@ -84,9 +85,9 @@ PACK = 0.25  # a number of a matrix that BLAS rearranges for each of a batch
 PRODUCT = 40.0  # a product that is one of a batch
 SHORT = 0.75  # an operation of such a product, against a large one
 CALL = 5000.0  # one call of NumPy, on a small array
-WEIGHT = 3.0  # a weight rearranged; that is done once, by one core
+WEIGHT = 3.0  # a weight rearranged, once for all blocks
 TILE = 2.5  # a number of a Winograd tile, transformed forth and back
-POINT = 1.7  # a weight transformed for Winograd, per point
+POINT = 1.7  # a weight transformed for Winograd, per point, once for all blocks
 SPILL = 2**24  # bytes of these beyond which they take three times as long: the caches are full
 WAVE = 0.7  # a number in a Fourier transform, per level
 MODE = 600.0  # a frequency, where spectra are matrices
