@@ -31,7 +31,7 @@ from _pytest.runner import runtestprotocol
 
 ROOT = Path(__file__).parent.parent
 MODULES = ["geometry", "padding", "scatter"]
-MODULES += ["depthwise", "fft", "pointwise", "taps", "windows", "winograd"]
+MODULES += ["bands", "depthwise", "fft", "lines", "pointwise", "taps", "windows", "winograd"]
 NAMES = "cases edge_cases errors geometry methods planning properties seed"
 TESTS = [f"tests/test_{name}.py" for name in NAMES.split()]
 # too slow, or of a dtype that is treated as another
