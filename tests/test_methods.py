@@ -170,7 +170,8 @@ BANDS = [
     ((14, 11), (2, 3), (2, 3), (3, 2), ((0, 3), (-1, 1))),
     ((3, 2), (3, 3), 1, 1, 4),  # rows that read nothing but padding
     ((12, 5), (1, 3), (3, 1), 1, ((-2, -2), (1, 1))),
-    ((16, 8), (3, 3), (2, 1), 1, ((-1, -6), (0, 2))),
+    ((16, 8), (3, 3), (2, 1), 1, ((-3, -4), (0, 2))),
+    ((3, 3), (2, 2), 1, 1, 0),
     ((9, 30), (3, 3), (1, 5), 1, 1),
     ((6, 7), (1, 3), 1, 1, ((0, 0), (1, 1))),
     ((8, 5), (3, 1), 1, 2, 1),
@@ -223,6 +224,24 @@ def test_bands_are_exact_on_small_integers(sizes, samples):
         found = bands.grad_weight(np, x, g, geom, None)
         np.testing.assert_array_equal(found[:, 0], dw, strict=True)
         assert 0 <= taken() - 5 * 4 * bands.work(geom, "grad_weight").kept < 2**8
+        for axis, outputs in enumerate(bands._line(geom, 5).grid):  # in which all cells have room
+            first, last = geom.read_range(axis)
+            assert outputs == -((first - last) // geom.stride[axis])
+
+
+def test_the_work_of_bands_is_about_that_of_their_products():
+    (geom, _), (long, _) = (
+        banded((I, (3, 3), 1, 1, 1), samples) for I, samples in (((70, 9), 300), ((9, 300), 7))
+    )
+    for contraction in ("forward", "grad_input"):
+        work, how = bands.work(geom, contraction), bands.band(geom, contraction == "grad_input")
+        exact = 2 * geom.N * how.height * how.width  # of each product
+        assert exact <= work.operations <= 1.02 * exact
+        single = len([*how.ranges()]) - 1
+        assert 3 * single <= work.calls <= 3 * single + 10
+    work, exact = bands.work(long, "grad_weight"), 2 * 300 * 300 * bands._line(long, 1).length
+    assert exact <= work.operations <= 1.05 * exact
+    assert work.products == 3
 
 
 @pytest.mark.parametrize("backwards", [False, True])
@@ -258,6 +277,7 @@ def test_bands_are_the_rows_that_results_read(sizes, backwards):
     least = s if backwards else 1  # phases of the stride are together
     assert how.rows * np.prod(wide) >= bands.LEAST or how.rows == results
     assert (how.rows - least) * np.prod(wide) < bands.LEAST
+    assert how.rows <= results or backwards
 
 
 def test_a_band_of_outputs_that_are_very_far_apart():
@@ -269,21 +289,24 @@ def test_a_band_of_outputs_that_are_very_far_apart():
     np.testing.assert_array_equal(found[:, 0].swapaxes(0, 1), y)
 
 
-@pytest.mark.parametrize("O", [(6, 5), (5, 20), (70, 80), (1, 3), (4, 5, 3)], ids=str)
-@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("O", [(1636,), (6, 5), (5, 20), (70, 80), (1, 3), (4, 5, 3)], ids=str)
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 3), (3, 2, 1)], ids=str)
 def test_lines_and_depthwise_are_exact_on_small_integers(O, stride):
     W = (4, 3, 2)[: len(O)]
-    s = tuple(stride if o > 1 else 1 for o in O)
+    s = tuple(step if o > 1 else 1 for o, step in zip(O, stride, strict=False))
+    N = 5  # the lines of 1636 outputs are whole pieces then
     for algorithm, c, k, dilation in ((lines, 3, 4, 1), (depthwise, 1, 1, 1), (depthwise, 1, 2, 2)):
         d = (dilation,) * len(O)
         L = [a * (o - 1) + b * (t - 1) + 1 for o, t, a, b in zip(O, W, s, d, strict=True)]
         x, w, g = (
             RNG.integers(-4, 5, shape).astype("float32")
-            for shape in ((2, c, 3, *L), (2, k, c, *W), (2, k, 3, *O))
+            for shape in ((2, c, N, *L), (2, k, c, *W), (2, k, N, *O))
         )
         window, wide = geometry.Window(O, W, s, d), np.zeros((*g.shape[:-1], O[-1] + 1), g.dtype)
         want = windows.forward(np, x, windows.prepare(np, w, window), window).copy()
         prepared = algorithm.prepare(np, w, window)
+        assert prepared.dtype == w.dtype
+        assert algorithm is lines or prepared.shape[2] == min(depthwise.ROWS, O[0])
         shared = algorithm is lines and np.prod(O[1:]) < lines.SHORT
         for place in (np.zeros_like(g), wide[..., :-1], None):
             begin_block()
@@ -298,44 +321,65 @@ def test_lines_and_depthwise_are_exact_on_small_integers(O, stride):
         np.testing.assert_array_equal(found, want, strict=True)
 
 
-@pytest.mark.parametrize("O", [(8,), (7, 8), (4, 4, 6), (3, 2, 4)], ids=str)
-@pytest.mark.parametrize("dilation", [1, 2])
-def test_winograd_is_exact_to_rounding(O, dilation):
-    W = (3, 3, 3)[: len(O)]
-    window = Window(O, W, (1,) * len(O), (dilation,) * len(O))
+# outputs, kernel size: whole tiles and parts, at the last dilation one tile for two phases
+TILES = [
+    ((8,), (3,)),
+    ((10, 8), (2, 3)),
+    ((7, 8), (3, 2)),
+    ((4, 4), (3, 3)),
+    ((3, 4, 6), (2, 3, 3)),
+    ((3, 2, 5), (3, 1, 5)),
+]
+
+
+@pytest.mark.parametrize("size", TILES, ids=str)
+@pytest.mark.parametrize("dilation", [(1, 1, 1), (1, 1, 2), (3, 2, 1), (2, 2, 2)], ids=str)
+def test_winograd_is_exact_to_rounding(size, dilation):
+    O, W = size
+    rank = len(O)
+    window = Window(O, W, (1,) * rank, dilation[3 - rank :])
     G, N, c, k = 2, 3, 4, 5
-    L = [o + dilation * (t - 1) for o, t in zip(O, W, strict=True)]
+    L = [o + d * (t - 1) for o, t, d in zip(O, W, window.dilation, strict=True)]
     x, w, g = (
         RNG.integers(-4, 5, shape) * 1.0 for shape in ((G, c, N, *L), (G, k, c, *W), (G, k, N, *O))
     )
+    cells = np.moveaxis(np.moveaxis(x, 1, -1).copy(), -1, 1)  # with channels last in memory
     want = windows.forward(np, x, windows.prepare(np, w, window), window).copy()
     prepared = winograd.prepare(np, w, window)
     turned = namespace.mirrored(np, namespace.mirrored(np, w).copy())
     room = winograd.room(np, w, window)
+    assert winograd.room(np, w.astype("float32"), window).dtype == "float32"
     assert winograd.prepare(np, turned, window, room) is room
     np.testing.assert_allclose(room, prepared, rtol=0, atol=1e-12, strict=True)
     assert room.strides[1] == room.itemsize
-    m = winograd._outputs(W)
-    whole = dilation == 1 and not any(o % size for o, size in zip(O, m, strict=True))
+    whole = max(window.dilation) == 1
+    whole = whole and not any(o % m for o, m in zip(O, winograd._outputs(W), strict=True))
     for place in (np.empty_like(g), np.empty_like(g.T).T, None):
-        begin_block()
-        y = winograd.forward(np, x, prepared, window, place)
-        np.testing.assert_allclose(y, want, rtol=0, atol=1e-10, strict=True)
-        runs = place is not None and place.strides[-1] == place.itemsize
-        assert (y is place) == (whole and runs)
+        for a in (x, cells):
+            begin_block()
+            y = winograd.forward(np, a, prepared, window, place)
+            np.testing.assert_allclose(y, want, rtol=0, atol=1e-10, strict=True)
+            runs = place is not None and place.strides[-1] == place.itemsize
+            assert (y is place) == (whole and runs)
     want = windows.grad_weight(np, x, g, window)
     for place in (np.empty_like(w), np.empty_like(w.T).T, None):
         begin_block()
-        dw = winograd.grad_weight(np, x, g, window, place)
+        dw = winograd.grad_weight(np, cells, g, window, place)
         np.testing.assert_allclose(dw, want, rtol=0, atol=1e-10, strict=True)
         assert (dw is place) == (place is not None and namespace.merged(place, 3) is not None)
 
 
 @pytest.mark.parametrize(
     ("W", "outputs"),
-    [((3,), (4,)), ((2, 5), (5, 2)), ((3, 1, 3), (4, 1, 4)), ((3, 3, 3), (2, 2, 2)),
-     ((2, 1, 3, 2), (3, 1, 2, 3)), ((1, 4, 2, 2), (1, 3, 5, 5))],
-)  # fmt: skip
+    [
+        ((3,), (4,)),
+        ((2, 5), (5, 2)),
+        ((3, 1, 3), (4, 1, 4)),
+        ((3, 3, 3), (2, 2, 2)),
+        ((2, 1, 3, 2), (3, 1, 2, 3)),
+        ((1, 4, 2, 2), (1, 3, 5, 5)),
+    ],
+)
 def test_winograd_tiles_have_fewer_points_where_many_axes_have_few_taps(W, outputs):
     window = Window((10,) * len(W), W, (1,) * len(W), (1,) * len(W))
     points, own, tiles = winograd.sizes(window)
@@ -367,6 +411,7 @@ def test_methods_say_where_they_do_not_apply():
         xconv.conv(x, w, method="winograd", stride=2)
     with pytest.raises(ValueError, match=rule):
         xconv.conv(x, normal(2, 2, 6), method="winograd")
+    assert xconv.conv(x, normal(2, 2, 5), method="winograd").shape == (1, 2, 16)
     for method in ("winograd", "fft"):
         rule = rf"^conv: need floating or complex arrays.*; got method '{method}', result int32$"
         with pytest.raises(TypeError, match=rule):
