@@ -202,23 +202,23 @@ BLOCKS = [
     (1, 3, 40, 40, (5, 4)),
     (2, 1, 3, 2, (70, 80)),
 ]
-KERNELS = [  # kernel size, stride, dilation, how many times the truth the two estimates may be
-    (taps, (3, 2), (2, 1), (1, 2), 1.02, 1.02),
-    (windows, (3, 2), (2, 1), (1, 2), 1.02, 1.02),
-    (pointwise, (1, 1), (1, 1), (1, 1), 1.02, 1.02),
-    (depthwise, (3, 4), (2, 1), (1, 2), 1.02, 1.02),
-    (lines, (3, 2), (2, 1), (1, 1), 1.02, 1.8),  # short sums are not in pieces
-    (lines, (2, 3), (4, 1), (1, 1), 1.02, 1.8),
-    (winograd, (3, 2), (1, 1), (1, 1), 1.02, 1.02),
-    (winograd, (2, 1), (1, 1), (2, 3), 1.02, 1.02),
-    (fft, (6, 5), (2, 1), (1, 2), 1.75, 1.75),
+KERNELS = [  # kernel size, stride, dilation, and how many times the truth estimates may be
+    (taps, (3, 2), (2, 1), (1, 2), 1.02),
+    (windows, (3, 2), (2, 1), (1, 2), 1.02),
+    (pointwise, (1, 1), (1, 1), (1, 1), 1.02),
+    (depthwise, (3, 4), (2, 1), (1, 2), 1.02),
+    (lines, (3, 2), (2, 1), (1, 1), 1.02),
+    (lines, (2, 3), (4, 1), (1, 1), 1.02),
+    (winograd, (3, 2), (1, 1), (1, 1), 1.02),
+    (winograd, (2, 1), (1, 1), (2, 3), 1.02),
+    (fft, (6, 5), (2, 1), (1, 2), 1.75),
 ]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: f"{kernel[0].__name__}-{kernel[1]}")
 def test_a_block_takes_about_what_is_estimated(kernel, block):
-    algorithm, W, stride, dilation, high, weight_high = kernel
+    algorithm, W, stride, dilation, high = kernel
     G, N, c, k, O = block
     if algorithm is depthwise:
         G, c = c * G, 1
@@ -240,7 +240,9 @@ def test_a_block_takes_about_what_is_estimated(kernel, block):
     most, result = in_a_block(lambda: algorithm.grad_weight(np, x, g, window))
     estimate = 8 * algorithm.weight_workspace(G, N, window, c, k)
     assert most <= estimate + result + 2**13
-    assert estimate <= weight_high * most
+    if algorithm is lines and np.prod(O) < 100:  # with room for long sums in pieces
+        high = 1.5
+    assert estimate <= high * most
     copies = 2 if algorithm is fft else 1
     assert 8 * algorithm.prepared(G, window, c, k) == copies * prepared.nbytes
 
