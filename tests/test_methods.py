@@ -477,6 +477,23 @@ def test_winograd_tiles_are_exact_in_fractions(r, m):
     assert times(tile["outputs"], products) == correlation
 
 
+@pytest.mark.parametrize("points", [4, 6])
+def test_winograd_points_are_those_of_least_error(points, monkeypatch):
+    """In the mean of squares, for three taps: of 0 and pairs of quarters, besides infinity."""
+
+    def amplified(chosen):
+        monkeypatch.setitem(winograd.POINTS, points, chosen)
+        winograd.matrices.cache_clear()
+        tile = winograd.matrices(3, points - 2)
+        a, g, b = (np.array(tile[n], float) ** 2 for n in ("outputs", "weights", "inputs"))
+        return (a @ (g.sum(axis=1) * b.sum(axis=1))).max()
+
+    quarters = itertools.combinations([Fraction(i, 4) for i in range(1, 10)], points // 2 - 1)
+    others = [(0, *(sign * p for p in chosen for sign in (1, -1))) for chosen in quarters]
+    assert amplified(winograd.POINTS[points]) <= min(map(amplified, others))
+    winograd.matrices.cache_clear()
+
+
 # groups, samples, channels, outputs and their positions: where each way to multiply is taken
 BLOCKS = [
     (1, 1, 3, 2, (7, 5)),
