@@ -335,6 +335,8 @@ TILES = [
 @pytest.mark.parametrize("size", TILES, ids=str)
 @pytest.mark.parametrize("dilation", [(1, 1, 1), (1, 1, 2), (3, 2, 1), (2, 2, 2)], ids=str)
 def test_winograd_is_exact_to_rounding(size, dilation):
+    import array_api_strict as strict
+
     O, W = size
     rank = len(O)
     window = Window(O, W, (1,) * rank, dilation[3 - rank :])
@@ -344,7 +346,7 @@ def test_winograd_is_exact_to_rounding(size, dilation):
         RNG.integers(-4, 5, shape) * 1.0 for shape in ((G, c, N, *L), (G, k, c, *W), (G, k, N, *O))
     )
     cells = np.moveaxis(np.moveaxis(x, 1, -1).copy(), -1, 1)  # with channels last in memory
-    want = windows.forward(np, x, windows.prepare(np, w, window), window).copy()
+    products = windows.forward(np, x, windows.prepare(np, w, window), window).copy()
     prepared = winograd.prepare(np, w, window)
     turned = namespace.mirrored(np, namespace.mirrored(np, w).copy())
     room = winograd.room(np, w, window)
@@ -358,7 +360,7 @@ def test_winograd_is_exact_to_rounding(size, dilation):
         for a in (x, cells):
             begin_block()
             y = winograd.forward(np, a, prepared, window, place)
-            np.testing.assert_allclose(y, want, rtol=0, atol=1e-10, strict=True)
+            np.testing.assert_allclose(y, products, rtol=0, atol=1e-10, strict=True)
             runs = place is not None and place.strides[-1] == place.itemsize
             assert (y is place) == (whole and runs)
     want = windows.grad_weight(np, x, g, window)
@@ -367,6 +369,11 @@ def test_winograd_is_exact_to_rounding(size, dilation):
         dw = winograd.grad_weight(np, cells, g, window, place)
         np.testing.assert_allclose(dw, want, rtol=0, atol=1e-10, strict=True)
         assert (dw is place) == (place is not None and namespace.merged(place, 3) is not None)
+    x, w, g = map(strict.asarray, (x, w, g))  # not written in place
+    y = winograd.forward(strict, x, winograd.prepare(strict, w, window), window)
+    dw = winograd.grad_weight(strict, x, g, window)
+    for found, exact in ((y, products), (dw, want)):
+        np.testing.assert_allclose(np.asarray(found), exact, rtol=0, atol=1e-10, strict=True)
 
 
 @pytest.mark.parametrize(
