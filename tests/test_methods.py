@@ -218,7 +218,10 @@ def test_bands_are_exact_on_small_integers(sizes, samples):
                 if operand is a and merged:
                     assert 0 <= taken() - 5 * 4 * work.kept < 2**8
         assert not wide[..., -1].any()
-        assert work.products == bands.band(geom, backwards).number
+        how = bands.band(geom, backwards)
+        assert work.products == how.number
+        matrix = bands._matrix(np, w, geom, how, backwards)
+        assert matrix[0].flags.c_contiguous == (how.height <= bands.TALL * how.width)
     if max((1, *geom.stride[:-2])) == 1:  # else its rows are not in one line
         begin_block()
         found = bands.grad_weight(np, x, g, geom, None)
@@ -289,7 +292,9 @@ def test_a_band_of_outputs_that_are_very_far_apart():
     np.testing.assert_array_equal(found[:, 0].swapaxes(0, 1), y)
 
 
-@pytest.mark.parametrize("O", [(1636,), (6, 5), (5, 20), (70, 80), (1, 3), (4, 5, 3)], ids=str)
+@pytest.mark.parametrize(
+    "O", [(1636,), (6, 5), (5, 20), (4, 16), (70, 80), (1, 3), (4, 5, 3)], ids=str
+)
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 3), (3, 2, 1)], ids=str)
 def test_lines_and_depthwise_are_exact_on_small_integers(O, stride):
     W = (4, 3, 2)[: len(O)]
@@ -314,6 +319,7 @@ def test_lines_and_depthwise_are_exact_on_small_integers(O, stride):
             np.testing.assert_array_equal(y, want, strict=True)
             in_rows = place is not None and namespace.merged(place, 4) is not None
             assert (y is place) == (in_rows and not shared)
+            assert (taken() > 0) == algorithm.SCRATCH or x.nbytes > 2**16  # no room for that
         assert not wide[..., -1].any()
         want = windows.grad_weight(np, x, g, window)
         begin_block()
@@ -365,6 +371,7 @@ def test_winograd_is_exact_to_rounding(size, dilation):
             runs = place is not None and place.strides[-1] == place.itemsize
             assert (y is place) == (whole and runs)
             bytes_of[a is cells] = taken()
+            assert (taken() > 0) == winograd.SCRATCH
         copied = bytes_of[False] - bytes_of[True]  # whole tiles, channels last, are not
         assert abs(copied - x.nbytes * whole) < 2**7
     want = windows.grad_weight(np, x, g, window)
@@ -513,6 +520,8 @@ BLOCKS = [
     (1, 2, 2, 3, (20, 14)),
     (2, 1, 2, 3, (20, 14)),
     (2, 3, 40, 50, (2, 1)),
+    (1, 2, 2, 3, (16, 16)),
+    (1, 2, 2, 3, (16, 8)),
 ]
 
 
@@ -543,6 +552,12 @@ def test_a_block_is_contracted(algorithm, block, imaginary):
         y = algorithm.forward(np, grouped(x), prepared, window, out)
         np.testing.assert_allclose(y, want, rtol=0, atol=atol, strict=True)
         assert (y is out) == (out is not None and out.any())
+        if out is None:
+            assert (taken() > 0) == algorithm.SCRATCH
+        elif algorithm is windows:
+            apart = N > 1 and O[0] * O[1] >= windows.SHORT  # a product for each sample
+            place = namespace.swapped(np, out) if apart else out
+            assert (y is out) == (namespace.merged(place, 2 + apart) is not None)
     apart = N == 1 or O[0] * O[1] >= pointwise.SHORT  # or samples share a product
     assert contiguous.any() == (algorithm is windows or (algorithm is pointwise and apart))
     assert not wide[..., -1].any()
