@@ -19,6 +19,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ from _pytest.runner import runtestprotocol
 
 ROOT = Path(__file__).parent.parent
 MODULES = ["geometry", "padding", "scatter"]
-MODULES += ["depthwise", "fft", "pointwise", "taps", "windows", "winograd"]
+MODULES += ["bands", "depthwise", "fft", "lines", "pointwise", "taps", "windows", "winograd"]
 NAMES = "cases edge_cases errors geometry methods planning properties seed"
 TESTS = [f"tests/test_{name}.py" for name in NAMES.split()]
 # too slow, or of a dtype that is treated as another
@@ -289,9 +290,11 @@ class Mutation:
                 name = frame.f_code.co_qualname.partition(".<")[0]
                 found.add((Path(frame.f_code.co_filename).stem, name))
 
+        threading.setprofile(profile)  # of threads that the test starts
         sys.setprofile(profile)
         self.run(i)
         sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
         return frozenset(found)
 
     def seconds(self, i: int) -> float:

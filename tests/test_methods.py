@@ -10,7 +10,18 @@ import oracle
 import pytest
 
 import xconv
-from xconv import bands, depthwise, fft, geometry, lines, pointwise, taps, windows, winograd
+from xconv import (
+    bands,
+    depthwise,
+    fft,
+    geometry,
+    lines,
+    namespace,
+    pointwise,
+    taps,
+    windows,
+    winograd,
+)
 from xconv.geometry import Window
 
 RNG = np.random.default_rng(0)
@@ -141,6 +152,17 @@ def test_named_methods_stay_within_the_workspace(method):
         assert peak - result.nbytes <= workspace + 2**16
 
 
+def begin_block():
+    """Begin a block in memory that another one has used."""
+    namespace.begin_block(np, 2**20)
+    namespace._scratch.memory[...] = 255  # in floats NaN
+
+
+def taken():
+    """Return the bytes of temporary arrays of a block."""
+    return namespace._scratch.used
+
+
 # one channel per group: input size, kernel size, stride, dilation, padding
 BANDS = [
     ((7, 7), (3, 3), 1, 1, 1),
@@ -148,52 +170,240 @@ BANDS = [
     ((14, 11), (2, 3), (2, 3), (3, 2), ((0, 3), (-1, 1))),
     ((3, 2), (3, 3), 1, 1, 4),  # rows that read nothing but padding
     ((12, 5), (1, 3), (3, 1), 1, ((-2, -2), (1, 1))),
+    ((16, 8), (3, 3), (2, 1), 1, ((-3, -4), (0, 2))),
+    ((3, 3), (2, 2), 1, 1, 0),
+    ((9, 30), (3, 3), (1, 5), 1, 1),
+    ((6, 7), (1, 3), 1, 1, ((0, 0), (1, 1))),
+    ((8, 5), (3, 1), 1, 2, 1),
     ((40,), (4,), 3, 2, 5),
     ((4, 5, 6), (2, 3, 2), (1, 2, 3), (2, 1, 1), 1),
+    ((5, 4, 6), (3, 2, 3), (1, 2, 1), 1, ((1, 0), (0, 2), (1, 1))),
 ]
+
+
+def banded(sizes, samples=1):
+    """The geometry of a convolution of five groups, and its options."""
+    I, W, stride, dilation, padding = sizes
+    given = geometry.options(len(I), stride, padding, dilation, 5)
+    more = {"stride": stride, "dilation": dilation, "padding": padding, "groups": 5}
+    return geometry.geometry(samples, 5, 5, I, W, given), more
 
 
 @pytest.mark.parametrize("samples", [1, 6])
 @pytest.mark.parametrize("sizes", BANDS, ids=str)
 def test_bands_are_exact_on_small_integers(sizes, samples):
-    I, W, stride, dilation, padding = sizes
-    more = {"stride": stride, "dilation": dilation, "padding": padding, "groups": 5}
-    given = geometry.options(len(I), stride, padding, dilation, 5)
-    geom = geometry.geometry(samples, 5, 5, I, W, given)
+    geom, more = banded(sizes, samples)
+    I, W = sizes[:2]
     x, w, g = (
         RNG.integers(-4, 5, shape).astype("float32")
         for shape in ((5, 1, samples, *I), (5, 1, 1, *W), (5, 1, samples, *geom.O))
     )
     plain = [a[:, 0].swapaxes(0, 1) for a in (x, g)]
     y, dx, dw = contractions(plain[0], w[:, 0], plain[1], method="taps", **more)
-    out = np.empty_like(g)
-    assert bands.forward(np, x, w, geom, out) is out
-    np.testing.assert_array_equal(out[:, 0].swapaxes(0, 1), y)
-    found = bands.grad_input(np, g, w, geom, None)
-    np.testing.assert_array_equal(found[:, 0].swapaxes(0, 1), dx)
+    for run, a, want, backwards in (
+        (bands.forward, x, y, False),
+        (bands.grad_input, g, dx, True),
+    ):
+        shape, work = (5, 1, *want.swapaxes(0, 1).shape[1:]), bands.work(geom, run.__name__)
+        wide = np.zeros((*shape[:-1], shape[-1] + 1), "float32")
+        apart = np.zeros((*a.shape[:-1], a.shape[-1] + 1), "float32")[..., :-1]
+        apart[...] = a
+        for operand in (a, apart):
+            for out in (np.empty(shape, "float32"), wide[..., :-1], None):
+                begin_block()
+                found = run(np, operand, w, geom, out)
+                np.testing.assert_array_equal(found[:, 0].swapaxes(0, 1), want, strict=True)
+                merged = out is not None and namespace.merged(out, 3) is not None
+                assert (found is out) == merged
+                if operand is a and merged:
+                    assert 0 <= taken() - 5 * 4 * work.kept < 2**8
+        assert not wide[..., -1].any()
+        how = bands.band(geom, backwards)
+        assert work.products == how.number
+        matrix = bands._matrix(np, w, geom, how, backwards)
+        assert matrix[0].flags.c_contiguous == (how.height <= bands.TALL * how.width)
     if max((1, *geom.stride[:-2])) == 1:  # else its rows are not in one line
-        np.testing.assert_array_equal(bands.grad_weight(np, x, g, geom, None)[:, 0], dw)
+        begin_block()
+        found = bands.grad_weight(np, x, g, geom, None)
+        np.testing.assert_array_equal(found[:, 0], dw, strict=True)
+        assert 0 <= taken() - 5 * 4 * bands.work(geom, "grad_weight").kept < 2**8
+        for axis, outputs in enumerate(bands._line(geom, 5).grid):  # in which all cells have room
+            first, last = geom.read_range(axis)
+            assert outputs == -((first - last) // geom.stride[axis])
 
 
-@pytest.mark.parametrize("O", [(6, 5), (5, 20), (70, 80), (1, 3), (4, 5, 3)], ids=str)
-@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_the_work_of_bands_is_about_that_of_their_products():
+    (geom, _), (long, _) = (
+        banded((I, (3, 3), 1, 1, 1), samples) for I, samples in (((70, 9), 300), ((9, 300), 7))
+    )
+    for contraction in ("forward", "grad_input"):
+        work, how = bands.work(geom, contraction), bands.band(geom, contraction == "grad_input")
+        exact = 2 * geom.N * how.height * how.width  # of each product
+        assert exact <= work.operations <= 1.02 * exact
+        single = len([*how.ranges()]) - 1
+        assert 3 * single <= work.calls <= 3 * single + 10
+    work, exact = bands.work(long, "grad_weight"), 2 * 300 * 300 * bands._line(long, 1).length
+    assert exact <= work.operations <= 1.05 * exact
+    assert work.products == 3
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("sizes", BANDS, ids=str)
+def test_bands_are_the_rows_that_results_read(sizes, backwards):
+    geom, _ = banded(sizes)
+    s, d, taps, (low, _) = geom.stride[0], geom.dilation[0], geom.W[0], geom.padding[0]
+    ends = (geom.O, geom.I) if backwards else (geom.I, geom.O)
+    (inputs, *row), (results, *wide) = ends
+    how = bands.band(geom, backwards)
+    assert (how.inputs, how.results) == (inputs, results)
+    assert (how.height, how.width) == (how.span * np.prod(row), how.rows * np.prod(wide))
+    whole = []
+    for block in range(how.number):
+        rows = range(how.rows * block, how.rows * (block + 1))
+        if backwards:  # i = s*o + d*t - low
+            read = [
+                (i + low - d * t) // s
+                for i in rows
+                for t in range(taps)
+                if (i + low - d * t) % s == 0
+            ]
+        else:
+            read = [s * o + d * t - low for o in rows for t in range(taps)]
+        start = how.step * block + how.low
+        assert (min(read), max(read)) == (start, start + how.span - 1)
+        if start >= 0 and start + how.span <= inputs and rows.stop <= results:
+            whole.append(block)
+    assert [*range(*how.inside)] == whole
+    single = [(block, block + 1) for block in range(how.number) if block not in whole]
+    assert [*how.ranges()] == ([how.inside] if whole else []) + single
+    assert how.rows * (how.number - 1) < results <= how.rows * how.number
+    least = s if backwards else 1  # phases of the stride are together
+    assert how.rows * np.prod(wide) >= bands.LEAST or how.rows == results
+    assert (how.rows - least) * np.prod(wide) < bands.LEAST
+    assert how.rows <= results or backwards
+
+
+def test_a_band_of_outputs_that_are_very_far_apart():
+    geom, more = banded(((3, 9), (3, 3), (2**61, 1), 1, ((1, 2**61), (1, 1))))
+    x, w = RNG.integers(-4, 5, (1, 5, 3, 9)), RNG.integers(-4, 5, (5, 1, 3, 3))
+    x, w = x.astype("float32"), w.astype("float32")
+    y = xconv.conv(x, w, method="taps", **more)
+    found = bands.forward(np, x[0][:, None, None], w[:, None], geom, None)
+    np.testing.assert_array_equal(found[:, 0].swapaxes(0, 1), y)
+
+
+@pytest.mark.parametrize(
+    "O", [(1636,), (6, 5), (5, 20), (4, 16), (70, 80), (1, 3), (4, 5, 3)], ids=str
+)
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 3), (3, 2, 1)], ids=str)
 def test_lines_and_depthwise_are_exact_on_small_integers(O, stride):
     W = (4, 3, 2)[: len(O)]
-    s = tuple(stride if o > 1 else 1 for o in O)
-    for algorithm, c, k, dilation in ((lines, 3, 4, 1), (depthwise, 1, 1, 1), (depthwise, 1, 1, 2)):
+    s = tuple(step if o > 1 else 1 for o, step in zip(O, stride, strict=False))
+    N = 5  # the lines of 1636 outputs are whole pieces then
+    for algorithm, c, k, dilation in ((lines, 3, 4, 1), (depthwise, 1, 1, 1), (depthwise, 1, 2, 2)):
         d = (dilation,) * len(O)
         L = [a * (o - 1) + b * (t - 1) + 1 for o, t, a, b in zip(O, W, s, d, strict=True)]
         x, w, g = (
             RNG.integers(-4, 5, shape).astype("float32")
-            for shape in ((2, c, 3, *L), (2, k, c, *W), (2, k, 3, *O))
+            for shape in ((2, c, N, *L), (2, k, c, *W), (2, k, N, *O))
         )
-        window, out = geometry.Window(O, W, s, d), np.empty_like(g)
-        want = windows.forward(np, x, windows.prepare(np, w, window), window)
+        window, wide = geometry.Window(O, W, s, d), np.zeros((*g.shape[:-1], O[-1] + 1), g.dtype)
+        want = windows.forward(np, x, windows.prepare(np, w, window), window).copy()
         prepared = algorithm.prepare(np, w, window)
-        for place in (out, None):
-            np.testing.assert_array_equal(algorithm.forward(np, x, prepared, window, place), want)
+        assert prepared.dtype == w.dtype
+        assert algorithm is lines or prepared.shape[2] == min(depthwise.ROWS, O[0])
+        shared = algorithm is lines and np.prod(O[1:]) < lines.SHORT
+        for place in (np.zeros_like(g), wide[..., :-1], None):
+            begin_block()
+            y = algorithm.forward(np, x, prepared, window, place)
+            np.testing.assert_array_equal(y, want, strict=True)
+            in_rows = place is not None and namespace.merged(place, 4) is not None
+            assert (y is place) == (in_rows and not shared)
+            assert (taken() > 0) == algorithm.SCRATCH or x.nbytes > 2**16  # no room for that
+        assert not wide[..., -1].any()
         want = windows.grad_weight(np, x, g, window)
-        np.testing.assert_array_equal(algorithm.grad_weight(np, x, g, window), want)
+        begin_block()
+        found = algorithm.grad_weight(np, x, g, window)
+        np.testing.assert_array_equal(found, want, strict=True)
+
+
+# outputs, kernel size: whole tiles and parts, at the last dilation one tile for two phases
+TILES = [
+    ((8,), (3,)),
+    ((10, 8), (2, 3)),
+    ((7, 8), (3, 2)),
+    ((4, 4), (3, 3)),
+    ((3, 4, 6), (2, 3, 3)),
+    ((3, 2, 5), (3, 1, 5)),
+]
+
+
+@pytest.mark.parametrize("size", TILES, ids=str)
+@pytest.mark.parametrize("dilation", [(1, 1, 1), (1, 1, 2), (3, 2, 1), (2, 2, 2)], ids=str)
+def test_winograd_is_exact_to_rounding(size, dilation):
+    import array_api_strict as strict
+
+    O, W = size
+    rank = len(O)
+    window = Window(O, W, (1,) * rank, dilation[3 - rank :])
+    G, N, c, k = 2, 3, 4, 5
+    L = [o + d * (t - 1) for o, t, d in zip(O, W, window.dilation, strict=True)]
+    x, w, g = (
+        RNG.integers(-4, 5, shape) * 1.0 for shape in ((G, c, N, *L), (G, k, c, *W), (G, k, N, *O))
+    )
+    cells = np.moveaxis(np.moveaxis(x, 1, -1).copy(), -1, 1)  # with channels last in memory
+    products = windows.forward(np, x, windows.prepare(np, w, window), window).copy()
+    prepared = winograd.prepare(np, w, window)
+    turned = namespace.mirrored(np, namespace.mirrored(np, w).copy())
+    room = winograd.room(np, w, window)
+    assert winograd.room(np, w.astype("float32"), window).dtype == "float32"
+    assert winograd.prepare(np, turned, window, room) is room
+    np.testing.assert_allclose(room, prepared, rtol=0, atol=1e-12, strict=True)
+    assert room.strides[1] == room.itemsize
+    whole = max(window.dilation) == 1
+    whole = whole and not any(o % m for o, m in zip(O, winograd._outputs(W), strict=True))
+    bytes_of = {}
+    for place in (np.empty_like(g), np.empty_like(g.T).T, None):
+        for a in (x, cells):
+            begin_block()
+            y = winograd.forward(np, a, prepared, window, place)
+            np.testing.assert_allclose(y, products, rtol=0, atol=1e-10, strict=True)
+            runs = place is not None and place.strides[-1] == place.itemsize
+            assert (y is place) == (whole and runs)
+            bytes_of[a is cells] = taken()
+            assert (taken() > 0) == winograd.SCRATCH
+        copied = bytes_of[False] - bytes_of[True]  # whole tiles, channels last, are not
+        assert abs(copied - x.nbytes * whole) < 2**7
+    want = windows.grad_weight(np, x, g, window)
+    for place in (np.empty_like(w), np.empty_like(w.T).T, None):
+        begin_block()
+        dw = winograd.grad_weight(np, cells, g, window, place)
+        np.testing.assert_allclose(dw, want, rtol=0, atol=1e-10, strict=True)
+        assert (dw is place) == (place is not None and namespace.merged(place, 3) is not None)
+    x, w, g = map(strict.asarray, (x, w, g))  # not written in place
+    y = winograd.forward(strict, x, winograd.prepare(strict, w, window), window)
+    dw = winograd.grad_weight(strict, x, g, window)
+    for found, exact in ((y, products), (dw, want)):
+        np.testing.assert_allclose(np.asarray(found), exact, rtol=0, atol=1e-10, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("W", "outputs"),
+    [
+        ((3,), (4,)),
+        ((2, 5), (5, 2)),
+        ((3, 1, 3), (4, 1, 4)),
+        ((3, 3, 3), (2, 2, 2)),
+        ((2, 1, 3, 2), (3, 1, 2, 3)),
+        ((1, 4, 2, 2), (1, 3, 5, 5)),
+    ],
+)
+def test_winograd_tiles_have_fewer_points_where_many_axes_have_few_taps(W, outputs):
+    window = Window((10,) * len(W), W, (1,) * len(W), (1,) * len(W))
+    points, own, tiles = winograd.sizes(window)
+    assert winograd._outputs(W) == outputs
+    assert (points, own) == (np.prod(np.add(outputs, W) - 1), np.prod(outputs))
+    assert tiles == np.prod([-(-10 // m) for m in outputs])
 
 
 @pytest.mark.parametrize("workspace", [2**16, 2**20, 2**24, None])
@@ -219,6 +429,7 @@ def test_methods_say_where_they_do_not_apply():
         xconv.conv(x, w, method="winograd", stride=2)
     with pytest.raises(ValueError, match=rule):
         xconv.conv(x, normal(2, 2, 6), method="winograd")
+    assert xconv.conv(x, normal(2, 2, 5), method="winograd").shape == (1, 2, 16)
     for method in ("winograd", "fft"):
         rule = rf"^conv: need floating or complex arrays.*; got method '{method}', result int32$"
         with pytest.raises(TypeError, match=rule):
@@ -284,6 +495,23 @@ def test_winograd_tiles_are_exact_in_fractions(r, m):
     assert times(tile["outputs"], products) == correlation
 
 
+@pytest.mark.parametrize("points", [4, 6])
+def test_winograd_points_are_those_of_least_error(points, monkeypatch):
+    """In the mean of squares, for three taps: of 0 and pairs of quarters, besides infinity."""
+
+    def amplified(chosen):
+        monkeypatch.setitem(winograd.POINTS, points, chosen)
+        winograd.matrices.cache_clear()
+        tile = winograd.matrices(3, points - 2)
+        a, g, b = (np.array(tile[n], float) ** 2 for n in ("outputs", "weights", "inputs"))
+        return (a @ (g.sum(axis=1) * b.sum(axis=1))).max()
+
+    quarters = itertools.combinations([Fraction(i, 4) for i in range(1, 10)], points // 2 - 1)
+    others = [(0, *(sign * p for p in chosen for sign in (1, -1))) for chosen in quarters]
+    assert amplified(winograd.POINTS[points]) <= min(map(amplified, others))
+    winograd.matrices.cache_clear()
+
+
 # groups, samples, channels, outputs and their positions: where each way to multiply is taken
 BLOCKS = [
     (1, 1, 3, 2, (7, 5)),
@@ -292,6 +520,8 @@ BLOCKS = [
     (1, 2, 2, 3, (20, 14)),
     (2, 1, 2, 3, (20, 14)),
     (2, 3, 40, 50, (2, 1)),
+    (1, 2, 2, 3, (16, 16)),
+    (1, 2, 2, 3, (16, 8)),
 ]
 
 
@@ -318,16 +548,31 @@ def test_a_block_is_contracted(algorithm, block, imaginary):
     wide = np.zeros((N, G * k, O[0], O[1] + 1), want.dtype)
     contiguous = np.zeros(want.shape, want.dtype)
     for out in (None, contiguous, grouped(np.zeros_like(g)), grouped(wide)[..., :-1]):
+        begin_block()
         y = algorithm.forward(np, grouped(x), prepared, window, out)
         np.testing.assert_allclose(y, want, rtol=0, atol=atol, strict=True)
         assert (y is out) == (out is not None and out.any())
+        if out is None:
+            assert (taken() > 0) == algorithm.SCRATCH
+        elif algorithm is windows:
+            apart = N > 1 and O[0] * O[1] >= windows.SHORT  # a product for each sample
+            place = namespace.swapped(np, out) if apart else out
+            assert (y is out) == (namespace.merged(place, 2 + apart) is not None)
     apart = N == 1 or O[0] * O[1] >= pointwise.SHORT  # or samples share a product
     assert contiguous.any() == (algorithm is windows or (algorithm is pointwise and apart))
     assert not wide[..., -1].any()
-    dw = algorithm.grad_weight(np, grouped(x), grouped(g), window)
-    want = oracle.grad_weight(g, x, W, groups=G, **options).reshape(dw.shape)
-    np.testing.assert_allclose(dw, want, rtol=0, atol=atol)
-    assert algorithm is not fft or dw.base is None  # not a view that holds on to all lengths
+    want = oracle.grad_weight(g, x, W, groups=G, **options).reshape(G, k, c, *W)
+    wide = np.zeros((*want.shape[:-1], W[-1] + 1), want.dtype)
+    summed = N > 1 and O[0] * O[1] * (c + k) >= c * k  # each sample's own
+    written = algorithm is windows or (algorithm is pointwise and not summed)
+    for out in (None, np.empty_like(want), wide[..., :-1]):
+        begin_block()
+        dw = algorithm.grad_weight(np, grouped(x), grouped(g), window, out)
+        np.testing.assert_allclose(dw, want, rtol=0, atol=atol, strict=True)
+        merged = out is not None and namespace.merged(out, 2) is not None
+        assert (dw is out) == (written and merged)
+        assert algorithm is not fft or dw.base is None  # not a view that holds on to all lengths
+    assert not wide[..., -1].any()
 
 
 @pytest.mark.parametrize("window", [((4, 9), (2, 3)), ((30, 1), (5, 1)), ((1, 22), (1, 5))])

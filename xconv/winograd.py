@@ -273,12 +273,10 @@ def matrices(r: int, m: int) -> dict[str, Matrix]:
 
 
 def _inverse(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
-    """Invert a matrix of fractions by elimination."""
+    """Invert a matrix of fractions by elimination; of powers of points, no pivot is zero."""
     n = len(matrix)
     rows = [[*row, *(Fraction(i == j) for j in range(n))] for i, row in enumerate(matrix)]
     for column in range(n):
-        pivot = next(i for i in range(column, n) if rows[i][column])
-        rows[column], rows[pivot] = rows[pivot], rows[column]
         rows[column] = [value / rows[column][column] for value in rows[column]]
         for i in range(n):
             if i != column:
