@@ -71,8 +71,8 @@ METHODS: dict[str, Algorithm] = {
 # The methods that let cuDNN do what it can. No GPU has measured it yet: then "auto" may stand here.
 CUDNN = ("cudnn",)
 
-# Nanoseconds on one core of AMD EPYCs (Zen 3 and Zen 4) with NumPy 2.4's OpenBLAS, float32, November
-# 2026; those of winograd, lines, depthwise and bands were measured on an Intel Xeon against them.
+# Nanoseconds on one core of AMD EPYCs (Zen 3 and Zen 4) with NumPy 2.4's OpenBLAS, float32,
+# November 2026; those of winograd, lines, depthwise and bands were measured on an Intel Xeon.
 # Fitted to the suite of `xconv.bench`. What counts is their ratios.
 FLOP = 1 / 90  # of a large product
 ROW = 0.1  # a number of the columns, in a product with few rows
