@@ -653,3 +653,44 @@ def test_cut_sums_stay_within_the_workspace_when_cold():
         thread.join()
     tracemalloc.stop()
     assert peaks[-1] <= 2**18 + 2**16
+
+
+def test_depthwise_layers_with_taps_far_apart():
+    x, w, far = np.ones((2, 4, 8, 8), "float32"), np.ones((4, 1, 3, 3), "float32"), 2**40
+    y = xconv.conv(x, w, groups=4, dilation=far, padding=far)
+    assert (y == 1).all()  # only the tap in the middle reads the input
+    dw = xconv.conv_grad_weight(x, x, (3, 3), groups=4, dilation=far, padding=far)
+    assert (dw.sum(axis=(2, 3)) == 2 * 64).all() and (dw[:, :, 1, 1] == 2 * 64).all()
+
+
+def test_a_nan_among_the_weights_meets_padding_in_small_depthwise_layers():
+    x, w = np.ones((8, 16, 7, 1)), np.ones((16, 1, 3, 3))
+    w[0, 0, 0, 0] = np.nan
+    assert xconv.explain(x, w, groups=16, padding=1).steps[0].method == "bands"
+    y = xconv.conv(x, w, groups=16, padding=1)
+    assert np.isnan(y[:, 0]).all() and np.isfinite(y[:, 1:]).all()
+
+
+def test_wide_diagonals_are_not_kept():
+    x, dy = normal(16, 512, 319), normal(16, 512, 64)
+    told = xconv.explain(x, normal(512, 1, 256), contraction="grad_weight", groups=512)
+    assert told.steps[0].method != "bands"
+    dw = xconv.conv_grad_weight(dy[:1, :2], x[:1, :2], (256,), groups=2)
+    assert dw.shape == (2, 1, 256)
+
+
+def test_winograd_is_not_for_dilations_wider_than_its_blocks():
+    x, w = normal(1, 64, 256, 256), normal(64, 64, 3, 3)
+    for contraction in ("forward", "grad_input", "grad_weight"):
+        told = xconv.explain(x, w, contraction=contraction, dilation=32, padding=32)
+        assert told.steps[0].method != "winograd"
+    told = xconv.explain(normal(8, 64, 56, 56), w, dilation=2, padding=2)
+    assert told.steps[0].method == "winograd"
+
+
+def test_depthwise_layers_in_any_layout():
+    x, w = normal(4, 9, 8, 16), normal(3, 3, 1, 16)
+    options = {"groups": 16, "padding": 1, "layout": "channels_last"}
+    np.testing.assert_allclose(
+        xconv.conv(x, w, **options), xconv.conv(x, w, method="taps", **options), atol=1e-5
+    )

@@ -6,7 +6,8 @@ rows of the other matrix, read the image as it lies in memory, and write the res
 padding is a part of the matrix that is left out. The input gradient is the same with the matrix
 transposed, for all phases of a stride at once.
 
-The zeros of a band spread a NaN.
+The zeros of a band spread a NaN, and a NaN among the weights does not reach what only meets
+padding there.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from .padding import Reading, fill, reading
 ALL = slice(None)
 
 LARGEST = 256  # taps: each takes a few calls
+DIAGONALS = 2**14  # numbers of the matrix that sums diagonals: it is kept
 LEAST = 7  # results of a product, or it takes several rows
 TALL = 4  # times its width: a matrix that BLAS reads faster the other way
 
@@ -115,10 +117,10 @@ def _product(
     G, _, N = shape[:SPATIAL]
     matrix = _matrix(xp, w, geom, how, backwards)[:, None]
     flat = merged(a, SPATIAL)
-    if flat is None:
+    if flat is None or flat.strides[-1] != flat.itemsize:  # as BLAS reads it
         flat = gathered(xp, a, (G, 1, N, math.prod(a.shape[SPATIAL:])))
     place = None if out is None else merged(out, SPATIAL)
-    if place is None:
+    if place is None or place.strides[-1] != place.itemsize:
         out = scratch(xp, shape, a.dtype)
         place = xp.reshape(out, (G, 1, N, math.prod(shape[SPATIAL:])))
     row, wide = how.height // how.span, how.width // how.rows
@@ -211,6 +213,12 @@ def grad_weight(xp: Namespace, x: Array, g: Array, geom: Geometry, out: Array | 
     # (G*W', I*O) @ (I*O, last axis of W) -> (G*W', last axis of W)
     dw = xp.matmul(xp.reshape(meet, (-1, I * O)), diagonals)
     return xp.reshape(dw, (G, 1, 1, *geom.W))
+
+
+def sums_diagonals(geom: Geometry) -> bool:
+    """Whether `grad_weight` is for a geometry: one stride of rows, and few diagonals."""
+    numbers = geom.I[-1] * geom.O[-1] * geom.W[-1]
+    return max((1, *geom.stride[:-2])) == 1 and numbers <= DIAGONALS
 
 
 def _sums(I: int, O: int, offsets: Ints, stride: int) -> list[list[float]]:

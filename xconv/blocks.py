@@ -259,7 +259,8 @@ def banded(
         operand, w = (setup.ready(a[own], i) for i, a in enumerate(pair))
         there = result[own]
         block = run(xp, operand, w, geom, there if once else None)
-        if not finite(block):
+        # weights that meet padding alone are left out
+        if not finite(block) or (run is not bands.grad_weight and not finite(w)):
             spoiled.append(own)
         store(setup, there, None if bias is None else bias[own], block)
 

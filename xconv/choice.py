@@ -181,9 +181,13 @@ def _best(
     refusal = None
     for _, algorithm in found:
         try:
-            return algorithm, cut(geom, algorithm, task.itemsize * pairs, task.limits)
+            planned = cut(geom, algorithm, task.itemsize * pairs, task.limits)
         except Refusal as error:
             refusal = error
+            continue
+        # blocks of less than a tile are mostly cells between the taps of a dilation
+        if algorithm is not winograd or len(found) == 1 or winograd.fills(geom, planned.o):
+            return algorithm, planned
     assert refusal is not None
     raise refusal
 
@@ -202,6 +206,8 @@ def candidates(
         return [(0.0, METHODS[task.method])]
     direct = _direct(task, geom, weights)
     found = [(costs(task, geom, direct, mirrored, weights), direct)]
+    if direct is depthwise:  # which cannot take taps that are far apart one by one
+        found.append((costs(task, geom, windows, mirrored, weights), windows))
     inexact = task.method == "auto" and task.result not in INTEGER and not on_gpu(task.xp)
     if inexact and math.prod(geom.W) > 1:
         if _winograd_applies(geom) and task.compute not in COMPLEX:
@@ -272,7 +278,9 @@ def costs(
         products = 2 * flop * inputs * sums * tiles
         transforms = TILE * wide * (inputs * geom.C + own * geom.K) * tiles
         spills = task.itemsize * inputs * sums > SPILL
-        return START + products + transforms + POINT * wide * inputs * sums * (1 + 2 * spills)
+        weight = POINT * wide * inputs * sums * (1 + 2 * spills)
+        phases = CALL * math.prod(winograd.phases(window))
+        return START + products + transforms + weight + phases
     if algorithm is fft:
         cells = math.prod(
             float(fft.fast(s * (o - 1) + d * (w - 1) + 1))  # ints of many axes may be no float
@@ -335,7 +343,7 @@ def banded(task: Task, geom: Geometry, contraction: str, pairs: int = 1) -> plan
     taps = math.prod(geom.W)
     if not geom.c == geom.k == 1 or not 1 < taps <= bands.LARGEST or padded or 0 in geom.I:
         return None
-    if contraction == "grad_weight" and max((1, *geom.stride[:-2])) > 1:
+    if contraction == "grad_weight" and not bands.sums_diagonals(geom):
         return None
     cut = plan.groups(geom, bands.work(geom, contraction), task.itemsize, task.limits)
     if cut is None or band_costs(task, geom, contraction) > unbanded_costs(task, geom, contraction):

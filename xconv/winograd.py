@@ -27,7 +27,7 @@ import math
 from fractions import Fraction
 from functools import lru_cache
 
-from .geometry import SPATIAL, Ints, Window
+from .geometry import SPATIAL, Geometry, Ints, Window
 from .namespace import (
     Array,
     Namespace,
@@ -76,8 +76,8 @@ def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -
 
 def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
     """dT/dg: x (G, c, N, *L) padded, w prepared -> (G, k, N, *O), in `out` if that can be."""
-    G, k, phases = x.shape[0], w.shape[1], _phases(window)
-    N = x.shape[2] * math.prod(phases)
+    G, k, apart = x.shape[0], w.shape[1], phases(window)
+    N = x.shape[2] * math.prod(apart)
     m, n, tiles = _outputs(window.W), _points(window.W), _tiles(window)
     inputs = _transformed(xp, x, window, n, "inputs")
     # (G, points, N*tiles, c) @ (G, points, c, k) -> (G, points, N*tiles, k)
@@ -100,7 +100,7 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
         2 * r + 2,
     )
     covered = tuple(t * size for t, size in zip(tiles, m, strict=True))
-    whole = covered == window.O and max(phases) == 1
+    whole = covered == window.O and max(apart) == 1
     if in_place(xp):
         target = out if whole else None
         if target is None or target.strides[-1] != target.itemsize:  # BLAS would not write to it
@@ -113,11 +113,11 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
         target = xp.reshape(xp.permute_dims(xp.matmul(y, last), order), (G, k, N, *covered))
     if whole:
         return target
-    if max(phases) > 1:
+    if max(apart) > 1:
         # (G, k, phases, N, *covered), each of its axes to where its phases are
-        split = xp.reshape(target, (G, k, *phases, x.shape[2], *covered))
+        split = xp.reshape(target, (G, k, *apart, x.shape[2], *covered))
         order = (0, 1, r + 2, *(i for a in range(r) for i in (r + 3 + a, 2 + a)))
-        sizes = (p * size for p, size in zip(phases, covered, strict=True))
+        sizes = (p * size for p, size in zip(apart, covered, strict=True))
         target = gathered(xp, xp.permute_dims(split, order), (G, k, x.shape[2], *sizes))
     return target[(slice(None),) * SPATIAL + tuple(map(slice, window.O))]
 
@@ -163,7 +163,7 @@ def _transformed(xp: Namespace, a: Array, window: Window, sizes: Ints, which: st
 def _channels_last(xp: Namespace, a: Array, window: Window, sizes: Ints) -> Array:
     """Return a block as (G, phases*N, *sizes, c) in memory, with zeros where tiles reach beyond."""
     every = slice(None)
-    firsts = itertools.product(*map(range, _phases(window)))
+    firsts = itertools.product(*map(range, phases(window)))
     apart = [tuple(map(slice, first, (None,) * len(first), window.dilation)) for first in firsts]
     parts = [a[(every, every, every, *cells)] for cells in apart]
     order = (0, *range(2, a.ndim), 1)
@@ -210,15 +210,21 @@ def _points(W: Ints) -> Ints:
     return tuple(m + w - 1 for m, w in zip(_outputs(W), W, strict=True))
 
 
-def _phases(window: Window) -> Ints:
+def phases(window: Window) -> Ints:
     """Return how many phases each axis has."""
     return tuple(map(min, window.dilation, window.O))
 
 
+def fills(geom: Geometry, o: Ints) -> bool:
+    """Whether blocks of some outputs fill a tile of each phase, as far as there are outputs."""
+    sizes = zip(o, geom.O, geom.dilation, _outputs(geom.W), strict=True)
+    return max(geom.dilation) == 1 or all(size >= min(O, d * m) for size, O, d, m in sizes)
+
+
 def _tiles(window: Window) -> Ints:
     """Return how many tiles each axis of a phase has."""
-    sizes = zip(window.O, _phases(window), _outputs(window.W), strict=True)
-    return tuple(-(-o // (phases * m)) for o, phases, m in sizes)
+    sizes = zip(window.O, phases(window), _outputs(window.W), strict=True)
+    return tuple(-(-o // (apart * m)) for o, apart, m in sizes)
 
 
 def _matrix(xp: Namespace, which: str, W: Ints, axis: int, like: Array) -> Array:
@@ -287,10 +293,10 @@ def _inverse(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
 
 def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that `forward` needs beyond its operands and its result."""
-    m, n, phases = _outputs(window.W), _points(window.W), math.prod(_phases(window))
+    m, n, apart = _outputs(window.W), _points(window.W), math.prod(phases(window))
     after = sum(math.prod((*m[:a], *n[a:])) for a in range(len(m)))  # and with each axis back
-    after += math.prod(m) * (2 if phases > 1 else 1)
-    return _steps(G * N, window, n) * c + G * N * phases * math.prod(_tiles(window)) * after * k
+    after += math.prod(m) * (2 if apart > 1 else 1)
+    return _steps(G * N, window, n) * c + G * N * apart * math.prod(_tiles(window)) * after * k
 
 
 def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
@@ -305,7 +311,7 @@ def _steps(samples: int, window: Window, sizes: Ints) -> int:
     m, tiles = _outputs(window.W), _tiles(window)
     cells = [(t - 1) * step + size for t, step, size in zip(tiles, m, sizes, strict=True)]
     points = [t * n for t, n in zip(tiles, _points(window.W), strict=True)]
-    samples *= math.prod(_phases(window))
+    samples *= math.prod(phases(window))
     return samples * sum(math.prod((*points[:a], *cells[a:])) for a in range(len(m) + 1))
 
 
@@ -316,5 +322,5 @@ def prepared(G: int, window: Window, c: int, k: int) -> int:
 
 def sizes(window: Window) -> tuple[int, int, int]:
     """Return the points of a tile, its outputs, and how many tiles a sample has."""
-    tiles = math.prod(_tiles(window)) * math.prod(_phases(window))
+    tiles = math.prod(_tiles(window)) * math.prod(phases(window))
     return math.prod(_points(window.W)), math.prod(_outputs(window.W)), tiles
