@@ -248,10 +248,13 @@ def run():
     y = xconv.conv(x, w, padding=1)
     return [y.tobytes(), *(a.tobytes() for a in xconv.conv_backward(y, x, w, padding=1))]
 
+def timed():
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
 right, before = run(), counts()
-start = time.perf_counter()
-run()
-seconds = time.perf_counter() - start
+seconds = min(timed() for _ in range(5))  # threads that wait for each other may take much longer
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 random.seed(0)
 interrupted = 0
