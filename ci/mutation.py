@@ -294,7 +294,7 @@ class Mutation:
         sys.setprofile(profile)
         self.run(i)
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
         return frozenset(found)
 
     def seconds(self, i: int) -> float:

@@ -17,7 +17,7 @@ from .choice import Task
 from .geometry import Geometry, Window
 from .namespace import Array, Namespace, begin_block, cast, contiguous, dtype_name, dtype_of, finite
 from .padding import Index
-from .plan import TASKS, Boxes, Limits, at_once, parts
+from .plan import TASKS, Limits, at_once, parts
 from .schedule import Block, Forward, Term
 
 Pair = tuple[Array, Array]
@@ -75,17 +75,7 @@ def forward(
     if 0 in y.shape or not geom.C or not pairs:
         store(setup, y, bias)
         return
-    cut = choice.banded(setup.task, geom, "forward", len(pairs))
-    if cut is not None:
-
-        def again(own: slice) -> None:
-            part = geom.part(own.stop - own.start, 1, geom.N, (0,) * geom.rank, geom.O)
-            some = None if bias is None else bias[own]
-            forward(
-                setup.exact(), [(pairs[0][0][own], pairs[0][1][own])], y[own], part, some, mirrored
-            )
-
-        banded(setup, bands.forward, cut, pairs[0], y, geom, bias, again)
+    if banded(setup, "forward", pairs, y, geom, bias, forward):
         return
     plan = schedule.forward(setup.task, geom, len(pairs), mirrored)
     pairs = [(x[plan.cells], w) for x, w in pairs]
@@ -186,15 +176,11 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
     if not geom.N:
         dw[...] = 0
         return
-    cut = choice.banded(setup.task, geom, "grad_weight")
-    if cut is not None:
 
-        def again(own: slice) -> None:
-            part = geom.part(own.stop - own.start, 1, geom.N, (0,) * geom.rank, geom.O)
-            grad_weight(setup.exact(), x[own], g[own], dw[own], part)
+    def exactly(setup: Setup, pairs: Sequence[Pair], dw: Array, geom: Geometry, _: None) -> None:
+        grad_weight(setup, *pairs[0], dw, geom)
 
-        banded(setup, bands.grad_weight, cut, (x, g), dw, geom, None, again)
-    else:
+    if not banded(setup, "grad_weight", [(x, g)], dw, geom, None, exactly):
         _grad_weight(setup, x, g, dw, geom)
 
 
@@ -241,33 +227,42 @@ def _grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) ->
 
 def banded(
     setup: Setup,
-    run: Callable[..., Array],
-    cut: Boxes,
-    pair: Pair,
+    contraction: str,
+    pairs: Sequence[Pair],
     result: Array,
     geom: Geometry,
     bias: Array | None,
-    again: Callable[[slice], None],
-) -> None:
-    """Write a contraction by `bands`, some groups at a time; `again` does some of them exactly."""
-    xp = setup.xp
+    exactly: Callable[..., None],
+) -> bool:
+    """Write a contraction by `bands`, some groups at a time; return whether that is for it.
+
+    Groups in which a NaN or an infinity may have spread, or been left out, are written again by
+    `exactly`, which takes the arguments of `forward`.
+    """
+    xp, cut = setup.xp, choice.banded(setup.task, geom, contraction, len(pairs))
+    if cut is None:
+        return False
+    run, pair = getattr(bands, contraction), pairs[0]
     once = result.dtype == dtype_of(xp, setup.compute)
     spoiled: list[slice] = []
 
     def work(own: slice) -> None:
         begin_block(xp, cut.block)
-        operand, w = (setup.ready(a[own], i) for i, a in enumerate(pair))
+        operand, other = (setup.ready(a[own], i) for i, a in enumerate(pair))
         there = result[own]
-        block = run(xp, operand, w, geom, there if once else None)
+        block = run(xp, operand, other, geom, there if once else None)
         # weights that meet padding alone are left out
-        if not finite(block) or (run is not bands.grad_weight and not finite(w)):
+        if not finite(block) or (contraction != "grad_weight" and not finite(other)):
             spoiled.append(own)
         store(setup, there, None if bias is None else bias[own], block)
 
     groups = [slice(*part) for part in parts(0, geom.G, cut.g)]
     workers.run(groups, work, workers=at_once(cut, setup.limits, setup.threads))
     for own in spoiled:
-        again(own)
+        part = geom.part(own.stop - own.start, 1, geom.N, (0,) * geom.rank, geom.O)
+        some = None if bias is None else bias[own]
+        exactly(setup.exact(), [(pair[0][own], pair[1][own])], result[own], part, some)
+    return True
 
 
 def store(setup: Setup, there: Array, bias: Array | None, block: Array | None = None) -> None:

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from . import bands, choice, padding, scatter, schedule, workers
+from . import padding, scatter, schedule, workers
 from .blocks import Pair, Setup, banded, forward, store
 from .geometry import SPATIAL, Geometry, Ints, Phase
 from .namespace import Array, Namespace, begin_block, dtype_of, mirrored, swapped
@@ -30,15 +30,7 @@ def grad_input(
     """
     if 0 in dx.shape:
         return
-    cut = choice.banded(setup.task, geom, "grad_input", len(pairs))
-    if cut is not None:
-
-        def again(own: slice) -> None:
-            part = geom.part(own.stop - own.start, 1, geom.N, (0,) * geom.rank, geom.O)
-            some = None if bias is None else bias[own]
-            grad_input(setup.exact(), [(pairs[0][0][own], pairs[0][1][own])], dx[own], part, some)
-
-        banded(setup, bands.grad_input, cut, pairs[0], dx, geom, bias, again)
+    if banded(setup, "grad_input", pairs, dx, geom, bias, grad_input):
         return
     for strips, start, stop, copied in padding.tiles(geom.I, geom.padding_mode, geom.padding):
         if copied:

@@ -12,6 +12,7 @@ import math
 
 from .geometry import SPATIAL, Window
 from .namespace import (
+    PIECE,
     Array,
     Namespace,
     gathered,
@@ -81,21 +82,22 @@ def grad_weight(
     rows = xp.reshape(swapped(xp, g), (G, N, 1, k, positions))
     axes, height = 3 + len(window.W), c * math.prod(window.W[1:])
     dw = xp.empty((G, k, c, *window.W), dtype=g.dtype)
+    view = _others(xp, x, window)  # (G, N, L, c, *W', *O')
     for phase in range(min(s, taps)):
-        view = _others(xp, x, window)[:, :, phase::s]  # (G, N, L, c, *W', *O')
-        view = xp.permute_dims(view, (0, 1, *range(3, axes), 2, *range(axes, view.ndim)))
-        lines = gathered(xp, view, (G, N, height, -1))
-        own = len(range(phase, taps, s))
+        own = view[:, :, phase::s]
+        own = xp.permute_dims(own, (0, 1, *range(3, axes), 2, *range(axes, own.ndim)))
+        lines = gathered(xp, own, (G, N, height, -1))
+        count = len(range(phase, taps, s))
         item = lines.itemsize
         read = strided(
             xp,
             lines,
-            (G, N, own, height, positions),
+            (G, N, count, height, positions),
             (*lines.strides[:2], item * width, lines.strides[2], item),
         )
         # (G, N, 1, k, O) @ (G, N, W, O, c*W') -> (G, N, W, k, c*W')
         part = xp.sum(inner(xp, rows, read), axis=1, dtype=g.dtype)
-        part = xp.reshape(part, (G, own, k, c, *window.W[1:]))
+        part = xp.reshape(part, (G, count, k, c, *window.W[1:]))
         dw[:, :, :, phase::s] = xp.permute_dims(part, (0, 2, 3, 1, *range(4, part.ndim)))
     return dw
 
@@ -128,7 +130,7 @@ def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that `grad_weight` needs beyond its operands and its result."""
     s, taps = window.stride[0], window.W[0]
     rows = sum(window.O[0] + (taps - 1 - phase) // s for phase in range(min(s, taps)))
-    pieces = math.prod(window.O) // 2048 + 2
+    pieces = math.prod(window.O) // PIECE + 2
     products = N * pieces * taps * k * c * math.prod(window.W[1:])
     return G * (rows * _line(N, window, c) + products)
 

@@ -122,6 +122,11 @@ def _check(needed: int, limits: Limits) -> None:
         )
 
 
+def _operations(geom: Geometry) -> int:
+    """Count the multiplications and additions of a contraction, done directly."""
+    return 2 * geom.N * geom.K * math.prod(geom.O) * geom.c * math.prod(geom.W)
+
+
 def _fed(whole: Ints, shape: Ints, work: int, smallest: Ints) -> Ints:
     """Halve a block, its axes in turn, until there are enough tasks of some work each.
 
@@ -191,8 +196,7 @@ def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits)
         g, n, *o = shape_for(w)
     everything = (geom.N, *geom.O, held[0], held[1])
     row = math.prod(o[1:])
-    work = 2 * geom.N * geom.K * math.prod(geom.O) * geom.c * math.prod(geom.W)
-    work *= 2 if geom.k < FEW else 1
+    work = _operations(geom) * (2 if geom.k < FEW else 1)
     work += MOVED * numbers(held, (geom.G, geom.N, *geom.O), held[3:])
     positions, channels = algorithm.LEAST  # of few channels, blocks would prepare the same data
     least = (-(-positions // math.prod(o)), -(-positions // row), *o[1:], 1, channels)
@@ -238,8 +242,7 @@ def grad_input(geom: Geometry, size: Ints, itemsize: int, limits: Limits) -> Box
     order = tuple(range(1, 2 + geom.rank))
     shapes = halved((geom.G, geom.N, *size), (*order[:1], 0, *order[1:]))
     g, n, *i = _first(shapes, lambda shape: itemsize * numbers(shape) <= wanted)
-    work = 2 * geom.N * geom.K * math.prod(geom.O) * geom.c * taps
-    work += MOVED * numbers((geom.G, geom.N, *size))
+    work = _operations(geom) + MOVED * numbers((geom.G, geom.N, *size))
     least = (-(-POSITIONS // math.prod(i)), max(reach[0] * 4, -(-POSITIONS // math.prod(i[1:]))))
     everything = (geom.N, *size, geom.G, geom.c)
     n, *i, g, c = _fed(everything, (n, *i, g, geom.c), work, (*least, *i[1:], 1, CHANNELS))
@@ -306,8 +309,7 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
         held = (*held[:3], *single)
         n, *o = shape_for(held)
     g, k, c, *w = held
-    work = 2 * geom.N * geom.K * math.prod(geom.O) * geom.c * math.prod(geom.W)
-    work *= 2 if geom.k < FEW else 1
+    work = _operations(geom) * (2 if geom.k < FEW else 1)
     work += MOVED * numbers(whole, (geom.N, *geom.O))
     everything = (geom.N, *geom.O, *whole)
     positions = max(POSITIONS, algorithm.LEAST[0])

@@ -54,9 +54,8 @@ def grad_weight(
     G, c, N = x.shape[:3]
     k = g.shape[1]
     positions = math.prod(window.O)
-    if (
-        N > 1 and positions * (c + k) >= c * k
-    ):  # to sum the samples' results is less than to gather samples
+    # to sum the samples' results may be less than to gather samples
+    if N > 1 and positions * (c + k) >= c * k:
         cells = xp.reshape(swapped(xp, x), (G, N, c, positions))
         rows = xp.reshape(swapped(xp, g), (G, N, k, positions))
         # (G, N, k, O) @ (G, N, O, c) -> (G, N, k, c)
