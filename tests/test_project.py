@@ -47,7 +47,9 @@ LINES = """
     namespace
     dtypes layout padding workers
     bands depthwise fft lines pointwise scatter taps windows winograd
+    methods
     plan
+    costs
     choice
     schedule
     blocks

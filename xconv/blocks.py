@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from . import bands, choice, padding, schedule, workers
-from .choice import Task
+from .costs import Task
 from .geometry import Geometry, Window
+from .methods import TRAITS
 from .namespace import Array, Namespace, begin_block, cast, contiguous, dtype_name, dtype_of, finite
 from .padding import Index
 from .plan import TASKS, Limits, at_once, parts
@@ -104,7 +105,8 @@ def forward(
 def _prepared(setup: Setup, plan: Forward, w: Array, part: Index, window: Window) -> Any:
     """Return a part of the weights as the algorithm takes them, by all workers if that is long."""
     w, prepare = setup.ready(w[part], 1), plan.algorithm.prepare
-    room = plan.algorithm.room(setup.xp, w, window)
+    make = TRAITS[plan.algorithm].room
+    room = None if make is None else make(setup.xp, w, window)
     if room is None:
         return prepare(setup.xp, w, window)
 
@@ -138,7 +140,7 @@ def _product(
                 kernel = _prepared(setup, plan, w, part.other, part.window)
             else:
                 kernel = ready[block.prepared]
-            data = padding.read(xp, x, part.reading, setup.compute, plan.algorithm.LAST)
+            data = padding.read(xp, x, part.reading, setup.compute, TRAITS[plan.algorithm].last)
             data = setup.ready(data, 0)
             term = plan.algorithm.forward(xp, data, kernel, part.window, out)
             if total is not None:
@@ -198,7 +200,7 @@ def _grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) ->
     def work(term: Term) -> Array:
         begin_block(xp, plan.scratch)
         part = term.part
-        block = padding.read(xp, cells, part.reading, setup.compute, chosen.LAST)
+        block = padding.read(xp, cells, part.reading, setup.compute, TRAITS[chosen].last)
         block, rows = setup.ready(block, 0), setup.ready(g[part.other], 1)
         once = same and term.first and term.last
         there = dw[term.there] if once else None

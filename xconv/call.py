@@ -16,6 +16,7 @@ from typing import Any
 
 from . import blocks, cells, choice, expression, layout, workers
 from .blocks import Pair, Setup
+from .costs import Task
 from .dtypes import DTypes, contraction, sum_dtype
 from .errors import Refusal
 from .geometry import Geometry, Ints
@@ -272,7 +273,7 @@ class Call:
     ) -> Array:
         """Run a contraction where the arrays are: on their device, on this call's threads."""
         xp = self.xp
-        task = choice.Task(xp, self.method, *types, self.limits)
+        task = Task(xp, self.method, *types, self.limits)
         conjugate = conjugate if types.compute in COMPLEX else (False, False)
         if not in_place(xp):
             return evaluate(Setup(task, conjugate, 1))

@@ -24,7 +24,7 @@ from dask.array import Array as DaskArray
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
-from . import choice, padding, scatter, schedule, workers
+from . import choice, costs, padding, scatter, schedule, workers
 from .dtypes import DTypes
 from .errors import public
 from .geometry import Geometry, Ints
@@ -299,7 +299,7 @@ class _Graph:
         """Refuse what the method or the workspace cannot do now, and not in a task."""
         work, method = self.work, self.call.method
         for geom, call in itertools.islice(self.calls.items(), CHECKED):
-            task = choice.Task(self.xp, method, *work.types, call.limits)
+            task = costs.Task(self.xp, method, *work.types, call.limits)
             if work.contraction != "grad_input":  # whose phases have strides of their own
                 choice.check_applies(task, self.call.geom)
             schedule.check(work.contraction, task, geom, work.pairs)

@@ -20,16 +20,6 @@ ALL = (slice(None),) * SPATIAL
 ROWS = 4  # rows of outputs in a product: more of them multiply more zeros
 PIECE = 2048  # numbers that stay in the first cache for all taps
 
-CUTS = False
-SCRATCH = True
-LONG = 1
-LAST = False
-LEAST = (256, 64)
-
-
-def room(xp: Namespace, w: Array, window: Window) -> None:
-    """Weights are prepared at once."""
-
 
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
     """Return w (G, k, 1, *W) as band matrices (G, k, rows of outputs, rows of inputs * *W')."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import choice, schedule
+from . import choice, costs, schedule
 from . import padding as pads
 from .call import Call
-from .choice import Algorithm, Task
+from .choice import Candidate
+from .costs import Task
 from .errors import Refusal, public
 from .geometry import Geometry, Ints, named
+from .methods import Algorithm
 from .namespace import Array, accept, check_bytes, chunked, in_place
-from .plan import MIB, Plan, count
+from .plan import MIB, count
 from .validation import Settings, forward_call
 
 CONTRACTIONS = ("forward", "grad_input", "grad_weight")
@@ -215,23 +217,21 @@ def _steps(task: Task, call: Call, contraction: str) -> Iterator[Step]:
             yield Step(_name(choice.expression(task, piece)), 1, 0, 0, {})
     elif contraction == "forward":
         geom, _ = geom.skipping()
-        yield _planned(task, geom, *choice.forward(task, geom))
+        yield _planned(geom, choice.candidates(task, geom))
     elif contraction == "grad_weight":
         geom, _ = geom.skipping()
-        yield _planned(task, geom, *choice.grad_weight(task, geom), weights=True)
+        yield _planned(geom, choice.candidates(task, geom, weights=True), weights=True)
     else:
         yield from _input_steps(task, geom)
 
 
 def _compared(task: Task, geom: Geometry, contraction: str) -> dict[str, float]:
     """Return the estimates, in seconds, that `bands` was chosen by."""
-    times = {"bands": choice.band_costs(task, geom, contraction)}
+    own = {"bands": costs.banded(task, geom, contraction) / 1e9}
     if contraction == "grad_input":
-        times["other methods"] = choice.unbanded_costs(task, geom, contraction)
-    else:
-        for ns, other in choice.candidates(task, geom, weights=contraction == "grad_weight"):
-            times[_name(other)] = ns
-    return {name: ns / 1e9 for name, ns in times.items()}
+        return {**own, "other methods": choice.unbanded(task, geom, contraction) / 1e9}
+    found = choice.candidates(task, geom, weights=contraction == "grad_weight")
+    return {**own, **_estimates(found)}
 
 
 def _input_steps(task: Task, geom: Geometry) -> Iterator[Step]:
@@ -248,23 +248,23 @@ def _input_steps(task: Task, geom: Geometry) -> Iterator[Step]:
         yield Step("scatter", blocks, found.boxes.block, found.boxes.shared, {})
     for _, _, backwards in found.phases:
         one, _ = backwards.skipping()
-        yield _planned(task, one, *choice.forward(task, one, 1, True), mirrored=True)
+        yield _planned(one, choice.candidates(task, one, mirrored=True))
 
 
-def _planned(
-    task: Task,
-    geom: Geometry,
-    algorithm: Algorithm,
-    cut: Plan,
-    mirrored: bool = False,
-    weights: bool = False,
-) -> Step:
+def _planned(geom: Geometry, found: Sequence[Candidate], weights: bool = False) -> Step:
+    """Return the step by the best of some candidates."""
+    best = found[0]
+    cut = best.cut
     blocks = count((geom.G, geom.k, geom.N, *geom.O), (cut.g, cut.k, cut.n, *cut.o))
     if weights:
         blocks *= count((geom.c, *geom.W), (cut.c, *cut.w))
-    compared = choice.candidates(task, geom, mirrored, weights)
-    estimates = {_name(other): ns / 1e9 for ns, other in compared} if len(compared) > 1 else {}
-    return Step(_name(algorithm), blocks, cut.block, cut.shared, estimates)
+    estimates = _estimates(found) if len(found) > 1 else {}
+    return Step(_name(best.algorithm), blocks, cut.block, cut.shared, estimates)
+
+
+def _estimates(found: Sequence[Candidate]) -> dict[str, float]:
+    """Return the estimates of candidates, in seconds."""
+    return {_name(one.algorithm): one.cost / 1e9 for one in found}
 
 
 def _name(algorithm: Algorithm) -> str:

@@ -16,16 +16,6 @@ from functools import lru_cache
 from .geometry import SPATIAL, Ints, Window
 from .namespace import COMPLEX, Array, Namespace, dtype_name, in_place, spread
 
-CUTS = False
-SCRATCH = False
-LONG = 1
-LAST = False
-LEAST = (256, 64)
-
-
-def room(xp: Namespace, w: Array, window: Window) -> None:
-    """Weights are prepared at once."""
-
 
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
     """Return the conjugate spectra of w (G, k, c, *W): (G, k, c, *F), for blocks of this size."""

@@ -26,16 +26,6 @@ from .namespace import (
 
 SHORT = 16  # positions of a row below which samples share a product
 
-CUTS = True
-SCRATCH = True
-LONG = 1
-LAST = False
-LEAST = (96, 256)
-
-
-def room(xp: Namespace, w: Array, window: Window) -> None:
-    """Weights are prepared at once."""
-
 
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
     """Return w (G, k, c, *W) as the matrices (G, k, W*c), the first axis before the channels."""

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import Refusal
 from .geometry import Geometry, Ints, Window, halved, slab
+from .methods import TRAITS, Algorithm
 
 if TYPE_CHECKING:
     from .bands import Work
-    from .choice import Algorithm
 
 MIB = 2**20
 Range = tuple[int, int]
@@ -145,7 +145,7 @@ def _fed(whole: Ints, shape: Ints, work: int, smallest: Ints) -> Ints:
 @lru_cache(maxsize=256)
 def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits) -> Plan:
     """Cut a forward contraction: weights prepared once, then blocks of output positions."""
-    single = (1,) * geom.rank
+    single, traits = (1,) * geom.rank, TRAITS[algorithm]
     whole = (geom.G, geom.k, geom.c, *geom.W)
     shortest = min(SHORTEST_SUM, math.prod(whole[2:]))
 
@@ -173,15 +173,15 @@ def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits)
 
     def fits(held: Ints) -> bool:
         shared = weights(held)
-        smallest = (held[3:], single) if algorithm.CUTS else (held[3:],)
+        smallest = (held[3:], single) if traits.cuts else (held[3:],)
         least = min(block(held, (1, 1, *single), w) for w in smallest)
         return 2 * shared <= limits.workspace and shared + least <= limits.workspace
 
-    cuts = (1, 0, 2, *range(3, 3 + geom.rank)) if algorithm.CUTS else (1, 0)
+    cuts = (1, 0, 2, *range(3, 3 + geom.rank)) if traits.cuts else (1, 0)
     smaller = halved(whole, cuts)
     held = _first((h for h in smaller if math.prod(h[2:]) >= shortest), fits)
     shared = weights(held)
-    wanted = min(max(algorithm.LONG * limits.block, 2 * shared), limits.workspace - shared)
+    wanted = min(max(traits.long * limits.block, 2 * shared), limits.workspace - shared)
     samples_first = (1, 0) if math.prod(geom.O) >= POSITIONS else (0, 1)
 
     def shape_for(w: Ints) -> Ints:
@@ -191,15 +191,14 @@ def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits)
     w = held[3:]
     g, n, *o = shape_for(w)
     gaps = slab(geom, tuple(o), w) > math.prod(w) * slab(geom, tuple(o), single)
-    if algorithm.CUTS and (gaps or block(held, (g, n, *o), w) > limits.workspace - shared):
+    if traits.cuts and (gaps or block(held, (g, n, *o), w) > limits.workspace - shared):
         w = single  # a dilated block would be mostly cells that no tap reads
         g, n, *o = shape_for(w)
     everything = (geom.N, *geom.O, held[0], held[1])
-    row = math.prod(o[1:])
     work = _operations(geom) * (2 if geom.k < FEW else 1)
     work += MOVED * numbers(held, (geom.G, geom.N, *geom.O), held[3:])
-    positions, channels = algorithm.LEAST  # of few channels, blocks would prepare the same data
-    least = (-(-positions // math.prod(o)), -(-positions // row), *o[1:], 1, channels)
+    rows = (-(-traits.positions // math.prod(some)) for some in (o, o[1:]))
+    least = (*rows, *o[1:], 1, traits.channels)  # of fewer, blocks would prepare the same data
     n, *o, g, k = _fed(everything, (n, *o, g, held[1]), work, least)
     size = block((g, k, *held[2:]), (g, n, *o), w)
     _check(shared + size, limits)
@@ -268,7 +267,7 @@ def groups(geom: Geometry, own: Work, itemsize: int, limits: Limits) -> Boxes | 
 @lru_cache(maxsize=256)
 def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits) -> Plan:
     """Cut a weight gradient: parts of the weights, each a sum over blocks of positions."""
-    single = (1,) * geom.rank
+    single, traits = (1,) * geom.rank, TRAITS[algorithm]
 
     def numbers(held: Ints, shape: Ints) -> int:
         (g, k, c, *w), (n, *o) = held, shape
@@ -288,31 +287,31 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
 
     def fits(held: Ints) -> bool:
         shared = fixed(held)
-        least = block((*held[:3], *(single if algorithm.CUTS else held[3:])), (1, *single))
+        least = block((*held[:3], *(single if traits.cuts else held[3:])), (1, *single))
         return 6 * shared <= limits.workspace and shared + least <= limits.workspace
 
     def shape_for(held: Ints) -> Ints:
         shared = itemsize * math.prod(held)
-        wanted = min(max(algorithm.LONG * limits.block, 3 * fixed(held)), limits.workspace - shared)
+        wanted = min(max(traits.long * limits.block, 3 * fixed(held)), limits.workspace - shared)
         shapes = halved((geom.N, *geom.O), tuple(range(1 + geom.rank)))
         return _first(shapes, lambda shape: block(held, shape) <= wanted)
 
     whole = (geom.G, geom.k, geom.c, *geom.W)
-    cuts = (0, 2, 1, *range(3, 3 + geom.rank)) if algorithm.CUTS else (0, 2, 1)
+    cuts = (0, 2, 1, *range(3, 3 + geom.rank)) if traits.cuts else (0, 2, 1)
     held = _first(halved(whole, cuts), fits)
-    while held[0] > 1 and block(held, (1, *geom.O)) > algorithm.LONG * limits.block:
+    while held[0] > 1 and block(held, (1, *geom.O)) > traits.long * limits.block:
         held = (-(-held[0] // 2), *held[1:])  # groups are independent: cut them, not the sums
     n, *o = shape_for(held)
     gaps = slab(geom, tuple(o), held[3:]) > math.prod(held[3:]) * slab(geom, tuple(o), single)
     room = limits.workspace - itemsize * math.prod(held)
-    if algorithm.CUTS and (gaps or block(held, (n, *o)) > room):
+    if traits.cuts and (gaps or block(held, (n, *o)) > room):
         held = (*held[:3], *single)
         n, *o = shape_for(held)
     g, k, c, *w = held
     work = _operations(geom) * (2 if geom.k < FEW else 1)
     work += MOVED * numbers(whole, (geom.N, *geom.O))
     everything = (geom.N, *geom.O, *whole)
-    positions = max(POSITIONS, algorithm.LEAST[0])
+    positions = max(POSITIONS, traits.positions)
     least = (-(-positions // math.prod(o)), -(-positions // math.prod(o[1:])), *o[1:])
     fed = _fed(everything, (n, *o, *held), work, (*least, 1, k, CHANNELS, *w))
     (n, *o), held = fed[: 1 + geom.rank], fed[1 + geom.rank :]

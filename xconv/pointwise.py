@@ -11,16 +11,7 @@ import math
 from .geometry import Window, taps
 from .namespace import Array, Namespace, gathered, in_place, inner, matmul, merged, swapped
 
-CUTS = True
-SCRATCH = True
-LONG = 1
-LAST = False
-LEAST = (256, 64)
 SHORT = 128  # positions of a sample
-
-
-def room(xp: Namespace, w: Array, window: Window) -> None:
-    """Weights are prepared at once."""
 
 
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:

@@ -13,8 +13,9 @@ from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from . import choice, scatter
-from .choice import Algorithm, Task
+from .costs import Task
 from .geometry import Geometry, Ints, Phase, Window
+from .methods import TRAITS, Algorithm
 from .padding import ALL, Index, Reading, reading
 from .plan import Boxes, Plan, Range, boxes, count, parts
 from .scatter import Addition
@@ -90,7 +91,7 @@ class GradWeight(NamedTuple):
 def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) -> Forward:
     """Return the blocks of a forward contraction."""
     geom, cells = geom.skipping()
-    chosen, cut = choice.forward(task, geom, pairs, mirrored)
+    _, chosen, cut = choice.candidates(task, geom, pairs, mirrored)[0]
     sums = list(boxes([(geom.c, cut.c), *zip(geom.W, cut.w, strict=True)]))
     sizes = [(geom.N, cut.n), *zip(geom.O, cut.o, strict=True)]
 
@@ -123,7 +124,7 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
 def grad_weight(task: Task, geom: Geometry) -> GradWeight:
     """Return the products of a weight gradient, in the order in which they are summed."""
     geom, cells = geom.skipping()
-    chosen, cut = choice.grad_weight(task, geom)
+    _, chosen, cut = choice.candidates(task, geom, weights=True)[0]
     rank, end = geom.rank, (geom.N, *geom.O)
     sizes = [(geom.G, cut.g), (geom.k, cut.shared_k), (geom.c, cut.c)]
     sizes += [*zip(geom.W, cut.w, strict=True), (geom.N, cut.n), *zip(geom.O, cut.o, strict=True)]
@@ -223,7 +224,7 @@ def cells(task: Task, geom: Geometry, start: Ints, stop: Ints, pairs: int) -> Ce
 
 
 def _scratch(algorithm: Algorithm, cut: Plan) -> int:
-    return cut.block if algorithm.SCRATCH else 0
+    return cut.block if TRAITS[algorithm].scratch else 0
 
 
 def _kept(make: Callable[[bool], Iterator[T]], many: int) -> Callable[[], Iterable[T]]:

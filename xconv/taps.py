@@ -12,16 +12,6 @@ import operator
 from .geometry import Window, taps
 from .namespace import Array, Namespace
 
-CUTS = True
-SCRATCH = False
-LONG = 1
-LAST = False
-LEAST = (256, 64)
-
-
-def room(xp: Namespace, w: Array, window: Window) -> None:
-    """Weights are prepared at once."""
-
 
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
     """Return w (G, k, c, *W) as (G, k, c, taps)."""

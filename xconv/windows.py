@@ -23,12 +23,6 @@ from .namespace import (
 
 SHORT = 256  # positions of a sample below which samples share one product
 
-CUTS = True
-SCRATCH = True
-LONG = 1
-LAST = False
-LEAST = (96, 256)
-
 
 def room(xp: Namespace, w: Array, window: Window) -> Array | None:
     """Return an array for weights that have to be rearranged, as mirrored ones."""

@@ -27,7 +27,7 @@ import math
 from fractions import Fraction
 from functools import lru_cache
 
-from .geometry import SPATIAL, Geometry, Ints, Window
+from .geometry import SPATIAL, Ints, Window
 from .namespace import (
     Array,
     Namespace,
@@ -42,11 +42,6 @@ from .namespace import (
 )
 from .padding import embedded
 
-CUTS = False
-SCRATCH = True
-LONG = 2
-LAST = True
-LEAST = (1024, 128)
 LARGEST = 5  # taps of an axis
 POINTS = {4: (0, 1, -1), 6: (0, Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))}
 
@@ -213,12 +208,6 @@ def _points(W: Ints) -> Ints:
 def phases(window: Window) -> Ints:
     """Return how many phases each axis has."""
     return tuple(map(min, window.dilation, window.O))
-
-
-def fills(geom: Geometry, o: Ints) -> bool:
-    """Whether blocks of some outputs fill a tile of each phase, as far as there are outputs."""
-    sizes = zip(o, geom.O, geom.dilation, _outputs(geom.W), strict=True)
-    return max(geom.dilation) == 1 or all(size >= min(O, d * m) for size, O, d, m in sizes)
 
 
 def _tiles(window: Window) -> Ints:

@@ -1,0 +1,180 @@
+"""What contractions cost: the estimates that the choice of an algorithm compares.
+
+They are sums, in nanoseconds on one core, and depend on shapes, dtype and the kind of library
+alone.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from . import bands, depthwise, fft, lines, pointwise, winograd
+from .geometry import Geometry, Ints, Window, slab
+from .methods import Algorithm
+from .namespace import COMPLEX, Namespace, itemsize
+from .plan import Boxes, Limits, count
+
+# Nanoseconds on one core of AMD EPYCs (Zen 3 and Zen 4) with NumPy 2.4's OpenBLAS, float32,
+# November 2026; those of winograd, lines, depthwise and bands were measured on an Intel Xeon.
+# Fitted to the suite of `xconv.bench`. What counts is their ratios.
+FLOP = 1 / 90  # of a large product
+ROW = 0.1  # a number of the columns, in a product with few rows
+COPY = 0.3  # a number copied in runs, as into columns
+ADD = 0.5  # a number added to where a tap belongs
+LONE = 3  # times as much where groups of one channel share no product
+DOT = 0.08  # a number of a long scalar product
+RUN = 5.0  # a run of numbers that is copied, as a row of an image
+PACK = 0.25  # a number of a matrix that BLAS rearranges for each of a batch
+PRODUCT = 40.0  # a product that is one of a batch
+SHORT = 0.75  # an operation of such a product, against a large one
+CALL = 5000.0  # one call of NumPy, on a small array
+WEIGHT = 3.0  # a weight rearranged, once for all blocks
+TILE = 2.5  # a number of a Winograd tile, transformed forth and back
+POINT = 1.7  # a weight transformed for Winograd, per point, once for all blocks
+SPILL = 2**24  # bytes of these beyond which they take three times as long: the caches are full
+WAVE = 0.7  # a number in a Fourier transform, per level
+MODE = 600.0  # a frequency, where spectra are matrices
+START = 100_000.0  # before winograd and fft pay at all
+
+
+class Task(NamedTuple):
+    """What the choice depends on: library, method, dtypes of the sums and the result, limits."""
+
+    xp: Namespace
+    method: str
+    compute: str
+    result: str
+    limits: Limits
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number."""
+        return itemsize(self.compute)
+
+    @property
+    def wide(self) -> float:
+        """Time to move a number, against float32."""
+        return self.itemsize / 4
+
+    @property
+    def flop(self) -> float:
+        """Time of an operation of a large product."""
+        return FLOP * self.wide * (2 if self.compute in COMPLEX else 1)
+
+    def rows(self, columns: int, k: int) -> float:
+        """Time that a product of `k` rows takes beyond its operations."""
+        return ROW * self.wide * columns if k < 8 else 0.0
+
+
+def estimate(
+    task: Task, geom: Geometry, algorithm: Algorithm, o: Ints, mirrored: bool, weights: bool
+) -> float:
+    """Estimate a contraction in blocks of `o` outputs along the axes.
+
+    ``mirrored`` weights are those of an input gradient; ``weights`` says that the contraction is a
+    weight gradient and not a forward one.
+    """
+    if algorithm is winograd:
+        return _winograd(task, geom, o)
+    if algorithm is fft:
+        return _fft(task, geom, o, weights)
+    if algorithm is depthwise:
+        return _depthwise(task, geom, weights)
+    points, outputs, sums = math.prod(geom.W), geom.N * math.prod(geom.O), geom.K * geom.c
+    products = 2 * task.flop * outputs * sums * points
+    if algorithm is pointwise:
+        return products
+    columns = outputs * geom.C * points
+    copied = float(columns) * (LONE if geom.c == geom.k == 1 and geom.G > 1 else 1)
+    more = mirrored * WEIGHT * task.wide * sums * points
+    if algorithm is lines:
+        rows = geom.stride[0] * (geom.O[0] - 1) + geom.W[0]
+        copied *= rows / (geom.O[0] * geom.W[0])
+        more += _lines(task, geom, weights)
+    more += copied * (COPY * task.wide + RUN / geom.O[-1])
+    return products + task.rows(columns, geom.k) + more
+
+
+def _winograd(task: Task, geom: Geometry, o: Ints) -> float:
+    window, blocks = Window(o, geom.W, geom.stride, geom.dilation), count(geom.O, o)
+    inputs, own, tiles = winograd.sizes(window)
+    tiles *= geom.N * blocks
+    sums = geom.K * geom.c
+    products = 2 * task.flop * inputs * sums * tiles
+    transforms = TILE * task.wide * (inputs * geom.C + own * geom.K) * tiles
+    spills = task.itemsize * inputs * sums > SPILL
+    weight = POINT * task.wide * inputs * sums * (1 + 2 * spills)
+    phases = CALL * math.prod(winograd.phases(window)) * blocks
+    return START + products + transforms + weight + phases
+
+
+def _fft(task: Task, geom: Geometry, o: Ints, weights: bool) -> float:
+    lengths = zip(o, geom.W, geom.stride, geom.dilation, strict=True)
+    one = math.prod(
+        float(fft.fast(s * (n - 1) + d * (w - 1) + 1))  # ints of many axes may be no float
+        for n, w, s, d in lengths
+    )
+    sums, cells = geom.K * geom.c, one * count(geom.O, o)
+    data = cells * geom.N * (geom.C + geom.K) + (cells if weights else one) * sums
+    waves = WAVE * task.wide * data * math.log2(one + 1)
+    modes = 2 * cells * sums * geom.N if geom.c == 1 else cells * geom.G * MODE
+    return START + waves + task.wide * modes + 4 * task.flop * cells * sums * geom.N
+
+
+def _lines(task: Task, geom: Geometry, weights: bool) -> float:
+    """Estimate what the many products of `lines` take beyond those of `windows`."""
+    sums, positions = geom.k * geom.c * math.prod(geom.W), math.prod(geom.O)
+    if weights:
+        each = PRODUCT + (0.35 * task.flop * positions + ADD * task.wide) * sums / geom.W[0]
+        each += PACK / 4 * task.wide * geom.k * positions
+        return geom.G * geom.N * geom.W[0] * each
+    few = math.prod(geom.O[1:]) < lines.SHORT
+    products = geom.G * geom.O[0] * (1 if few else geom.N)
+    stored = few * COPY * geom.N * geom.K * positions
+    return products * (PRODUCT + PACK * task.wide * sums) + task.wide * stored
+
+
+def _depthwise(task: Task, geom: Geometry, weights: bool) -> float:
+    images, points = geom.N * geom.G, math.prod(geom.W)
+    if weights:
+        cells = images * slab(geom, geom.O, geom.W)
+        L = geom.stride[-1] * (geom.O[-1] - 1) + geom.dilation[-1] * (geom.W[-1] - 1) + 1
+        return cells * (2 * RUN / L + task.wide * (2 * COPY + DOT * points)) + 15 * CALL
+    window = Window(geom.O, geom.W, geom.stride, geom.dilation)
+    rows, width = math.prod(geom.O[:-1]), math.prod(geom.O[1:])
+    copied = rows * (1 + points // geom.W[0]) * (RUN + COPY * task.wide * geom.O[-1])
+    operations = 2 * depthwise.prepared(1, window, 1, 1) * width
+    product = PRODUCT + operations * task.flop * SHORT
+    return images * (copied + -(-geom.O[0] // depthwise.ROWS) * product) + 15 * CALL
+
+
+def banded(task: Task, geom: Geometry, contraction: str) -> float:
+    """Estimate a contraction by `bands`."""
+    own = bands.work(geom, contraction)
+    product = PRODUCT + own.operations * task.flop * SHORT
+    return geom.G * (own.products * product + COPY * task.wide * own.copied) + own.calls * CALL
+
+
+def scattered(task: Task, geom: Geometry, size: Ints, cut: Boxes) -> float:
+    """Estimate the gradient of a box of cells by `scatter`."""
+    points, outputs = math.prod(geom.W), geom.N * math.prod(geom.O)
+    reach = [d * (w - 1) // s for d, w, s in zip(geom.dilation, geom.W, geom.stride, strict=True)]
+    edges = math.prod(
+        1 + more * s / i
+        for more, s, i, n in zip(reach, geom.stride, cut.i, size, strict=True)
+        if i < n
+    )
+    columns = outputs * geom.C * points
+    add = ADD * (LONE if geom.c == 1 and geom.G > 1 else 1) * task.wide
+    products = edges * (2 * task.flop * outputs * geom.K * geom.c * points + add * columns)
+    blocks = count((geom.G, geom.c, geom.N, *size), cut.sizes)
+    return products + task.rows(columns, geom.k) + CALL * points * blocks
+
+
+def apart(task: Task, geom: Geometry, size: Ints) -> float:
+    """Estimate what it takes to write an input gradient's phases a few cells apart."""
+    phases = math.prod(map(min, geom.stride, geom.W))
+    if phases == 1 or geom.c * geom.k > 1:
+        return 0.0
+    return ADD * LONE * task.wide * geom.N * geom.C * math.prod(size)

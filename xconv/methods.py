@@ -1,0 +1,82 @@
+"""The methods: each algorithm is a module with the functions of `Algorithm`, and a line here.
+
+Algorithms work on padded blocks in the form of `layout`. There is no `grad_input` among their
+functions: at each phase of the stride it is a `forward` with the weights mirrored (see
+`Geometry.phases`), or products first for all of them (`scatter`). Only cuDNN and `bands` take
+contractions whole: the one cuts by itself, the other is cut into groups alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, Protocol
+
+from . import depthwise, fft, lines, pointwise, taps, windows, winograd
+from .geometry import Window
+from .namespace import Array, Namespace
+
+
+class Algorithm(Hashable, Protocol):
+    """What every algorithm's module has."""
+
+    def prepare(self, xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Any:
+        """Return w (G, k, c, *W) in the form that `forward` takes: (G, k, ...), in its `room`."""
+
+    def forward(
+        self, xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None
+    ) -> Array:
+        """x (G, c, N, *L) padded, w prepared -> (G, k, N, *O), in `out` if that can be."""
+
+    def grad_weight(
+        self, xp: Namespace, x: Array, g: Array, window: Window, out: Array | None = None
+    ) -> Array:
+        """x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W), in `out` if that can be."""
+
+    def workspace(self, G: int, N: int, window: Window, c: int, k: int) -> int:
+        """Elements that `forward` needs beyond operands and result."""
+
+    def weight_workspace(self, G: int, N: int, window: Window, c: int, k: int) -> int:
+        """Elements that `grad_weight` needs beyond operands and result."""
+
+    def prepared(self, G: int, window: Window, c: int, k: int) -> int:
+        """Elements of the prepared weights."""
+
+
+class Traits(NamedTuple):
+    """How an algorithm's blocks are cut and read.
+
+    ``cuts`` says whether sums over channels and taps may be cut into parts, ``scratch`` whether
+    temporary arrays are taken from `namespace.scratch`. Blocks are ``long`` times as large as
+    others where calls are short, and none is cut below some positions and output channels to feed
+    cores. Channels are to come ``last`` in memory where a block is a copy. ``room(xp, w, window)``
+    returns an array to prepare parts of the weights in, or None where that is little work.
+    """
+
+    cuts: bool = True
+    scratch: bool = True
+    long: int = 1
+    positions: int = 256
+    channels: int = 64
+    last: bool = False
+    room: Callable[[Namespace, Array, Window], Array | None] | None = None
+
+
+TRAITS: dict[Algorithm, Traits] = {
+    windows: Traits(positions=96, channels=256, room=windows.room),
+    taps: Traits(scratch=False),
+    winograd: Traits(
+        cuts=False, long=2, positions=1024, channels=128, last=True, room=winograd.room
+    ),
+    fft: Traits(cuts=False, scratch=False),
+    pointwise: Traits(),
+    lines: Traits(positions=96, channels=256),
+    depthwise: Traits(cuts=False),
+}
+
+# What a caller may name; the others are what "windows" and "taps" come to in some cases.
+METHODS: dict[str, Algorithm] = {
+    "windows": windows,
+    "taps": taps,
+    "winograd": winograd,
+    "fft": fft,
+}
