@@ -690,6 +690,20 @@ def test_winograd_is_not_for_dilations_wider_than_its_blocks():
     assert told.steps[0].method == "winograd"
 
 
+def test_a_kernel_almost_as_long_as_its_signal():
+    """Where a block of one output, or a tap of one cell, would take a step each."""
+    signal, kernel = RNG.integers(-2, 3, (2, 2**17 + 5)).astype("float32")
+    x, w = signal[None, None], kernel[None, None, :-5]
+    dy = RNG.integers(-2, 3, (1, 1, 6)).astype("float32")
+    for contraction in ("forward", "grad_input", "grad_weight"):
+        (step,) = xconv.explain(x, w, contraction=contraction).steps
+        assert step.method == "windows" and step.blocks <= 4
+    same = np.testing.assert_array_equal
+    same(xconv.conv(x, w)[0, 0], np.correlate(signal, kernel[:-5]))
+    same(xconv.conv_grad_input(dy, w, x.shape[2:])[0, 0], np.convolve(dy[0, 0], kernel[:-5]))
+    same(xconv.conv_grad_weight(dy, x, w.shape[2:])[0, 0], np.correlate(signal, dy[0, 0]))
+
+
 def test_depthwise_layers_in_any_layout():
     x, w = normal(4, 9, 8, 16), normal(3, 3, 1, 16)
     options = {"groups": 16, "padding": 1, "layout": "channels_last"}

@@ -49,6 +49,11 @@ def loaded(monkeypatch, run):
 def peak(run):
     """Return the peak of memory during a call, and what its results keep."""
     run()
+    return measured(run)
+
+
+def measured(run):
+    """Return the same of a call that may be the first."""
     tracemalloc.start()
     results = run()
     most = tracemalloc.get_traced_memory()[1]
@@ -57,9 +62,10 @@ def peak(run):
 
 
 def cold(run):
-    """Return the same of a thread that has kept no memory."""
+    """Return the same of a thread that has kept no memory, after a call on another one."""
+    run()
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(peak, run).result()
+        return pool.submit(measured, run).result()
 
 
 def in_a_block(run):
@@ -69,12 +75,12 @@ def in_a_block(run):
         namespace.begin_block(np, 2**24)
         return run()
 
-    def measured():
+    def whole():
         most, result = peak(block)
         return most + namespace._scratch.used, result
 
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(measured).result()
+        return pool.submit(whole).result()
 
 
 def beyond(run):
@@ -120,6 +126,37 @@ def test_double_backward_stays_within_the_workspace(dtype, given):
     ]
     run = partial(xconv.conv_double_backward, *second, dy, x, w, max_workspace=workspace)
     assert beyond(run) <= workspace + 2**16
+
+
+@pytest.mark.parametrize(
+    ("contraction", "x", "w", "stride", "padding_mode", "dtype"),
+    [
+        ("weight", (4, 16, 100), (256, 2, 3), 1, "zeros", "float64"),  # gradients are rearranged
+        ("weight", (16, 2, 14, 120), (64, 1, 5, 3), 2, "zeros", "float32"),
+        ("weight", (16, 64, 60, 60), (64, 1, 1, 1), 2, "zeros", "float16"),  # and converted
+        ("weight", (8, 16, 14, 60), (16, 16, 1, 1), 1, "zeros", "float32"),  # sums in pieces
+        ("weight", (16, 4, 14, 60), (16, 4, 3, 3), 1, "zeros", "float16"),
+        ("weight", (8, 64, 28, 28), (64, 1, 3, 3), 1, "zeros", "float16"),
+        ("input", (16, 1, 20000), (8, 1, 31), 2, "zeros", "float32"),
+        ("input", (16, 8, 60, 33), (256, 1, 2, 2), 1, "reflect", "float64"),
+        ("forward", (1, 2**12, 8, 8), (16, 2**12, 3, 3), 1, "zeros", "float16"),  # weights in parts
+        ("input", (1, 64, 14, 14), (64, 64, 3, 3), 1, "zeros", "float16"),
+    ],
+)
+def test_copies_of_operands_stay_within_the_workspace(
+    contraction, x, w, stride, padding_mode, dtype
+):
+    options = {"stride": stride, "padding_mode": padding_mode, "groups": x[1] // w[1]}
+    options["max_workspace"] = 2**20
+    x, w = ones(*x, dtype=dtype), ones(*w, dtype=dtype)
+    dy = xconv.conv(x, w, **options)
+    run = {
+        "forward": partial(xconv.conv, x, w, **options),
+        "input": partial(xconv.conv_grad_input, dy, w, x.shape[2:], **options),
+        "weight": partial(xconv.conv_grad_weight, dy, x, w.shape[2:], **options),
+    }
+    most, result = cold(run[contraction])
+    assert most - result <= 2**20 + 2**17  # of Python's objects
 
 
 def test_a_tiny_workspace_keeps_no_list_of_blocks():

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from math import prod
+from unittest import mock
 
 import bounds
 import numpy as np
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from strategies import any_case, convolution, drawn_cases, dtypes, methods, per_axis, sums
 
 import xconv
+from xconv import choice, schedule
 
 ROLES = ("x", "w", "b", "dy")
 UNFOLDING = ("stride", "padding", "dilation", "padding_mode")
@@ -88,6 +90,25 @@ def test_contractions_are_adjoint(case, dtype, method):
     layout = case.layout if isinstance(case.layout, str) else case.layout[::-1]
     options = {**run.options, "layout": layout, "output_size": size}
     assert inner(dy.conj(), y) == inner(xconv.conv_transpose(dy, w, **options).conj(), x)
+
+
+@given(any_case, sums, methods)
+def test_an_input_gradient_with_its_operands_exchanged(case, dtype, method):
+    """With kernels as data and the output's gradient as kernels."""
+    run, conv, back, _ = passes(case, dtype, method)
+    x, w, dy = (run[role] for role in ("x", "w", "dy"))
+    assume((case.x if case.transposed else case.y)[2:] != case.w[2:])
+    want = back(dy, x, w).dx, conv(x, w, run["b"])
+
+    def exchanged(task, geom, size):
+        return case.w[2:] == geom.W
+
+    schedule.cells.cache_clear()
+    with mock.patch.object(choice, "exchanged", exchanged):
+        found = back(dy, x, w).dx, conv(x, w, run["b"])
+    schedule.cells.cache_clear()
+    for one, other in zip(found, want, strict=True):
+        same(one, other)
 
 
 def channels_first(case, dtype):

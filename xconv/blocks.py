@@ -16,7 +16,17 @@ from . import bands, choice, padding, schedule, workers
 from .costs import Task
 from .geometry import Geometry, Window
 from .methods import TRAITS
-from .namespace import Array, Namespace, begin_block, cast, contiguous, dtype_name, dtype_of, finite
+from .namespace import (
+    Array,
+    Namespace,
+    begin_block,
+    cast,
+    contiguous,
+    dtype_name,
+    dtype_of,
+    finite,
+    gathered,
+)
 from .padding import Index
 from .plan import TASKS, Limits, at_once, parts
 from .schedule import Block, Forward, Term
@@ -59,6 +69,12 @@ class Setup(NamedTuple):
             a = contiguous(self.xp, a, self.compute)
         return self.xp.conj(a) if self.conjugate[operand] else a
 
+    def loaded(self, a: Array, operand: int) -> Array:
+        """Return the same in memory that lasts for a block."""
+        if a.dtype != dtype_of(self.xp, self.compute):
+            a = gathered(self.xp, a, a.shape, self.compute)
+        return self.ready(a, operand)
+
 
 def forward(
     setup: Setup,
@@ -70,7 +86,8 @@ def forward(
 ) -> None:
     """dT/dg: write the sum of the convolutions of each x with its w, plus bias, to y.
 
-    There is one pair of x and w, two in a second derivative, or none; bias is (G, k, 1, .., 1).
+    There is one pair of x and w, two in a second derivative, or none; bias is (G, k, 1, .., 1), or
+    (G, 1, N, 1, .., 1).
     ``mirrored`` weights, those of an input gradient, lie in memory in another order.
     """
     if 0 in y.shape or not geom.C or not pairs:
@@ -89,7 +106,7 @@ def forward(
         total = _product(setup, plan, pairs, held, block, there if once else None)
         if checked and not finite(total):
             spoiled.append(block)
-        store(setup, there, None if bias is None else bias[block.there[:2]], total)
+        store(setup, there, part_of(bias, block.there), total)
 
     for one in plan.passes():
         held = [
@@ -167,8 +184,7 @@ def _again(
     g, n = own.stop - own.start, sample.stop - sample.start
     part = geom.part(g, k.stop - k.start, n, start, stop)
     operands = [(x[own, :, sample], w[own, k]) for x, w in pairs]
-    some = None if bias is None else bias[own, k]
-    forward(setup.exact(), operands, y[there], part, some, mirrored)
+    forward(setup.exact(), operands, y[there], part, part_of(bias, there), mirrored)
 
 
 def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> None:
@@ -201,7 +217,7 @@ def _grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) ->
         begin_block(xp, plan.scratch)
         part = term.part
         block = padding.read(xp, cells, part.reading, setup.compute, TRAITS[chosen].last)
-        block, rows = setup.ready(block, 0), setup.ready(g[part.other], 1)
+        block, rows = setup.ready(block, 0), setup.loaded(g[part.other], 1)
         once = same and term.first and term.last
         there = dw[term.there] if once else None
         found = chosen.grad_weight(xp, block, rows, part.window, there)
@@ -250,21 +266,28 @@ def banded(
 
     def work(own: slice) -> None:
         begin_block(xp, cut.block)
-        operand, other = (setup.ready(a[own], i) for i, a in enumerate(pair))
+        operand, other = (setup.loaded(a[own], i) for i, a in enumerate(pair))
         there = result[own]
         block = run(xp, operand, other, geom, there if once else None)
         # weights that meet padding alone are left out
         if not finite(block) or (contraction != "grad_weight" and not finite(other)):
             spoiled.append(own)
-        store(setup, there, None if bias is None else bias[own], block)
+        store(setup, there, part_of(bias, (own,)), block)
 
     groups = [slice(*part) for part in parts(0, geom.G, cut.g)]
     workers.run(groups, work, workers=at_once(cut, setup.limits, setup.threads))
     for own in spoiled:
         part = geom.part(own.stop - own.start, 1, geom.N, (0,) * geom.rank, geom.O)
-        some = None if bias is None else bias[own]
-        exactly(setup.exact(), [(pair[0][own], pair[1][own])], result[own], part, some)
+        operands = [(pair[0][own], pair[1][own])]
+        exactly(setup.exact(), operands, result[own], part, part_of(bias, (own,)))
     return True
+
+
+def part_of(bias: Array | None, there: Index) -> Array | None:
+    """Return what is added to a box: an axis of one is for all."""
+    if bias is None:
+        return None
+    return bias[tuple(s if n > 1 else slice(None) for s, n in zip(there, bias.shape, strict=False))]
 
 
 def store(setup: Setup, there: Array, bias: Array | None, block: Array | None = None) -> None:

@@ -12,12 +12,12 @@ import math
 from collections.abc import Sequence
 
 from . import padding, scatter, schedule, workers
-from .blocks import Pair, Setup, banded, forward, store
+from .blocks import Pair, Setup, banded, forward, part_of, store
 from .geometry import SPATIAL, Geometry, Ints, Phase
-from .namespace import Array, Namespace, begin_block, dtype_of, mirrored, swapped
+from .namespace import Array, Namespace, begin_block, dtype_of, finite, mirrored, swapped
 from .padding import ALL
 from .plan import Boxes, at_once, parts
-from .schedule import Sum
+from .schedule import Cells, Sum
 
 
 def grad_input(
@@ -57,8 +57,22 @@ def _cells(
     if not plan.whole:
         store(setup, dx, bias)
     dx = dx[plan.inside]
+    if not plan.exchanged:
+        _add_up(setup, plan, pairs, dx, bias)
+        return
+    others, bias_too = [(w, g) for g, w in pairs], None if bias is None else swapped(setup.xp, bias)
+    turned = setup._replace(conjugate=setup.conjugate[::-1])
+    _add_up(turned, plan, others, swapped(setup.xp, dx), bias_too)
+    if not finite(dx):  # zeros beside the data, which is w, have met all of g
+        _cells(setup.exact(), pairs, dx, geom, plan.start, plan.stop, bias)
+
+
+def _add_up(
+    setup: Setup, plan: Cells, pairs: Sequence[Pair], dx: Array, bias: Array | None
+) -> None:
+    """Write the gradient of cells as planned."""
     if plan.boxes is not None:
-        _scattered(setup, plan.boxes, pairs, dx, geom, plan.start, plan.stop, bias)
+        _scattered(setup, plan.boxes, pairs, dx, plan.geom, plan.start, plan.stop, bias)
     for there, phases, backwards in plan.phases:
         phased = [(g, phase_weights(setup.xp, w, phases)) for g, w in pairs]
         forward(setup, phased, dx[there], backwards, bias, mirrored=True)
@@ -82,10 +96,10 @@ def _scattered(
         begin_block(xp, cut.block)
         total = None
         for (g, _), w in zip(pairs, weights, strict=True):
-            rows = setup.ready(g[box.outputs], 0)
+            rows = setup.loaded(g[box.outputs], 0)
             term = scatter.grad_input(xp, rows, w[box.weights], box.shape, box.additions)
             total = term if total is None else total + term
-        store(setup, dx[box.there], None if bias is None else bias[box.there[:2]], total)
+        store(setup, dx[box.there], part_of(bias, box.there), total)
 
     boxes = schedule.scattered(cut, geom, start, stop)
     workers.run(boxes(), work, workers=at_once(cut, setup.limits, setup.threads))

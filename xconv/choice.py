@@ -75,11 +75,14 @@ def candidates(
 
     A forward one of some pairs of operands, or a weight gradient: see `costs.estimate`.
     """
-    make = plan.grad_weight if weights else plan.forward
     found, refusals = [], []
     for algorithm in _applicable(task, geom, weights):
+        cutting = (geom, algorithm, task.itemsize * pairs, task.limits)
         try:
-            cut = make(geom, algorithm, task.itemsize * pairs, task.limits)
+            if weights:
+                cut = plan.grad_weight(*cutting)
+            else:
+                cut = plan.forward(*cutting, task.result != task.compute)
         except Refusal as refusal:
             refusals.append(refusal)
             continue
@@ -206,6 +209,24 @@ def scattered(task: Task, geom: Geometry, size: Ints, pairs: int = 1) -> Boxes |
     if cut is None or costs.scattered(task, geom, size, cut) >= _phased(task, geom, size):
         return None
     return cut
+
+
+def exchanged(task: Task, geom: Geometry, size: Ints) -> bool:
+    """Whether an input gradient is computed with kernels as data: where they are the larger.
+
+    A NaN of the output's gradient spreads there: it is for "auto", as `depthwise` is.
+    """
+    if task.method != "auto" or not in_place(task.xp) or on_gpu(task.xp):
+        return False
+    if math.prod(geom.W) <= math.prod(geom.O):
+        return False
+    return _input_cost(task, geom.exchanged(), size) < _input_cost(task, geom, size)
+
+
+def _input_cost(task: Task, geom: Geometry, size: Ints) -> float:
+    """Estimate an input gradient, by whichever way `scattered` takes."""
+    cut = scattered(task, geom, size)
+    return _phased(task, geom, size) if cut is None else costs.scattered(task, geom, size, cut)
 
 
 def _phased(task: Task, geom: Geometry, size: Ints) -> float:

@@ -244,7 +244,7 @@ def _input_steps(task: Task, geom: Geometry) -> Iterator[Step]:
     found = schedule.cells(task, geom, start, stop, 1)
     if found.boxes is not None:
         size = (b - a for a, b in zip(found.start, found.stop, strict=True))
-        blocks = count((geom.G, geom.c, geom.N, *size), found.boxes.sizes)
+        blocks = count((found.geom.G, found.geom.c, found.geom.N, *size), found.boxes.sizes)
         yield Step("scatter", blocks, found.boxes.block, found.boxes.shared, {})
     for _, _, backwards in found.phases:
         one, _ = backwards.skipping()

@@ -235,6 +235,22 @@ class Geometry:
             padding_mode="zeros",
         )
 
+    def exchanged(self) -> Geometry:
+        """Return the convolution whose input gradient is this one's, with g and w exchanged.
+
+        A cell's gradient is a sum over outputs ``o`` and taps ``t`` with ``stride * o + dilation *
+        t`` of one value, in which g and w have the same part: input channels are then samples.
+        """
+        return dataclasses.replace(
+            self,
+            N=self.c,
+            C=self.N * self.G,
+            W=self.O,
+            O=self.W,
+            stride=self.dilation,
+            dilation=self.stride,
+        )
+
 
 def index(value: Any, what: str, kinds: str = "an int") -> int:
     """Return `value` as an int of 64 bits; bools, floats and everything else are refused."""

@@ -15,6 +15,7 @@ from .namespace import (
     PIECE,
     Array,
     Namespace,
+    flattened,
     gathered,
     inner,
     matmul,
@@ -69,7 +70,7 @@ def grad_weight(
     G, k, N = g.shape[:3]
     c, s = x.shape[1], window.stride[0]
     taps, width, positions = window.W[0], math.prod(window.O[1:]), math.prod(window.O)
-    rows = xp.reshape(swapped(xp, g), (G, N, 1, k, positions))
+    rows = flattened(xp, swapped(xp, g), SPATIAL)[:, :, None]
     axes, height = 3 + len(window.W), c * math.prod(window.W[1:])
     dw = xp.empty((G, k, c, *window.W), dtype=g.dtype)
     view = _others(xp, x, window)  # (G, N, L, c, *W', *O')

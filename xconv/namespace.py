@@ -389,13 +389,21 @@ def scratch(xp: Namespace, shape: tuple[int, ...], dtype: Any) -> Array:
     return _scratch.empty(shape, dtype)
 
 
-def gathered(xp: Namespace, view: Array, shape: tuple[int, ...]) -> Array:
-    """Reshape a view, in place to a copy in `scratch`."""
+def gathered(xp: Namespace, view: Array, shape: tuple[int, ...], name: str | None = None) -> Array:
+    """Reshape a view, in place to a copy in `scratch`, of the dtype `name` if that is given."""
     if in_place(xp):
-        block = scratch(xp, view.shape, view.dtype)
+        block = scratch(xp, view.shape, view.dtype if name is None else dtype_of(xp, name))
         block[...] = view
         view = block
     return xp.reshape(view, shape)
+
+
+def flattened(xp: Namespace, a: Array, axis: int) -> Array:
+    """Merge the axes from `axis` on, in a copy where no view can."""
+    whole = merged(a, axis) if in_place(xp) else None
+    if whole is None:
+        whole = gathered(xp, a, (*a.shape[:axis], math.prod(a.shape[axis:])))
+    return whole
 
 
 def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array:
@@ -407,16 +415,17 @@ def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array
     return xp.matmul(a, b, out=out)
 
 
-PIECE = 2048  # numbers that BLAS sums well where a product of few rows and columns is long
+PIECE = 2048  # numbers that BLAS sums well where a product of few rows and columns is long,
+FEW = 64 * 64  # of which there are at most so many together
 
 
 def inner(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array:
     """Multiply a (.., k, P) and b (.., m, P) to (.., k, m), long sums in pieces."""
-    length, few = a.shape[-1], a.shape[-2] * b.shape[-2] <= 64 * 64
-    if not (array_api_compat.is_numpy_namespace(xp) and few and length >= 2 * PIECE):
+    length = a.shape[-1]
+    count = inner_pieces(length, a.shape[-2] * b.shape[-2])
+    if not (array_api_compat.is_numpy_namespace(xp) and count):
         b = xp.matrix_transpose(b)
         return xp.matmul(a, b) if out is None else xp.matmul(a, b, out=out)
-    count = length // PIECE
     whole = count * PIECE
 
     def pieces(v: Array) -> Array:
@@ -431,6 +440,11 @@ def inner(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array:
         return total
     out[...] = total
     return out
+
+
+def inner_pieces(length: int, size: int) -> int:
+    """Return how many pieces `inner` sums apart, for `size` results, each of them a result."""
+    return length // PIECE if size <= FEW and length >= 2 * PIECE else 0
 
 
 def merged(a: Array, axis: int) -> Array | None:

@@ -143,8 +143,13 @@ def _fed(whole: Ints, shape: Ints, work: int, smallest: Ints) -> Ints:
 
 
 @lru_cache(maxsize=256)
-def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits) -> Plan:
-    """Cut a forward contraction: weights prepared once, then blocks of output positions."""
+def forward(
+    geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits, converted: bool = False
+) -> Plan:
+    """Cut a forward contraction: weights prepared once, then blocks of output positions.
+
+    ``converted`` says that weights are copied to another dtype before they are prepared.
+    """
     single, traits = (1,) * geom.rank, TRAITS[algorithm]
     whole = (geom.G, geom.k, geom.c, *geom.W)
     shortest = min(SHORTEST_SUM, math.prod(whole[2:]))
@@ -160,7 +165,8 @@ def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits)
 
     def weights(held: Ints) -> int:
         g, k, c, *w = held
-        return itemsize * algorithm.prepared(g, window(widest, tuple(w)), c, k)
+        copy = converted * math.prod(held)
+        return itemsize * (algorithm.prepared(g, window(widest, tuple(w)), c, k) + copy)
 
     def numbers(held: Ints, shape: Ints, w: Ints) -> int:
         (_, k, c, *_), (g, n, *o) = held, shape
@@ -201,6 +207,8 @@ def forward(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits)
     least = (*rows, *o[1:], 1, traits.channels)  # of fewer, blocks would prepare the same data
     n, *o, g, k = _fed(everything, (n, *o, g, held[1]), work, least)
     size = block((g, k, *held[2:]), (g, n, *o), w)
+    if (held[2], *w) != whole[2:]:  # of sums in parts, each block prepares the weights of one
+        shared, size = 0, size + weights((g, k, held[2], *w))
     _check(shared + size, limits)
     return Plan(held[0], held[1], g, k, n, tuple(o), held[2], w, shared, size)
 

@@ -8,8 +8,19 @@ from __future__ import annotations
 
 import math
 
-from .geometry import Window, taps
-from .namespace import Array, Namespace, gathered, in_place, inner, matmul, merged, swapped
+from .geometry import SPATIAL, Window, taps
+from .namespace import (
+    Array,
+    Namespace,
+    flattened,
+    gathered,
+    in_place,
+    inner,
+    inner_pieces,
+    matmul,
+    merged,
+    swapped,
+)
 
 SHORT = 128  # positions of a sample
 
@@ -28,7 +39,7 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
         # (G, k, c) @ (G, c, N*O) -> (G, k, N*O)
         y = matmul(xp, w, gathered(xp, x, (G, c, N * positions)))
         return xp.reshape(y, (G, k, N, *window.O))
-    cells = xp.reshape(swapped(xp, x), (G, N, c, positions))
+    cells = flattened(xp, swapped(xp, x), SPATIAL)
     place = None if out is None else merged(swapped(xp, out), 3)
     # (G, 1, k, c) @ (G, N, c, O) -> (G, N, k, O)
     y = matmul(xp, w[:, None, ...], cells, place)
@@ -45,22 +56,25 @@ def grad_weight(
     G, c, N = x.shape[:3]
     k = g.shape[1]
     positions = math.prod(window.O)
-    # to sum the samples' results may be less than to gather samples
-    if N > 1 and positions * (c + k) >= c * k:
-        cells = xp.reshape(swapped(xp, x), (G, N, c, positions))
-        rows = xp.reshape(swapped(xp, g), (G, N, k, positions))
+    if _apart(N, positions, c, k):
+        cells = flattened(xp, swapped(xp, x), SPATIAL)
+        rows = flattened(xp, swapped(xp, g), SPATIAL)
         # (G, N, k, O) @ (G, N, O, c) -> (G, N, k, c)
         each = inner(xp, rows, cells)
         dw = xp.sum(each, axis=1, dtype=each.dtype)
     else:
-        cells = xp.reshape(x, (G, c, N * positions))
-        rows = xp.reshape(g, (G, k, N * positions))
+        cells, rows = flattened(xp, x, 2), flattened(xp, g, 2)
         place = None if out is None else merged(out, 2)
         # (G, k, N*O) @ (G, N*O, c) -> (G, k, c)
         dw = inner(xp, rows, cells, place)
         if place is not None:
             return out
     return xp.reshape(dw, (G, k, c, *window.W))
+
+
+def _apart(N: int, positions: int, c: int, k: int) -> bool:
+    """Whether samples have a result each: to sum these may be less than to gather samples."""
+    return N > 1 and positions * (c + k) >= c * k
 
 
 def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
@@ -72,7 +86,11 @@ def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
 def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that `grad_weight` needs beyond its operands and its result."""
     positions = math.prod(window.O)
-    return G * N * (positions * (c + k) + min(c * k, positions * (c + k)))
+    if _apart(N, positions, c, k):
+        results = N * (1 + inner_pieces(positions, c * k))
+    else:
+        results = inner_pieces(N * positions, c * k)
+    return G * (N * positions * (c + k) + results * c * k)
 
 
 def prepared(G: int, window: Window, c: int, k: int) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .geometry import SPATIAL, Geometry, Ints
-from .namespace import Array, Namespace, matmul, scratch
+from .namespace import Array, Namespace, flattened, matmul, scratch
 
 ALL = (slice(None),) * SPATIAL
 
@@ -64,11 +64,11 @@ def grad_input(
     xp: Namespace, g: Array, w: Array, shape: Ints, additions: Sequence[Addition]
 ) -> Array:
     """dT/dx: g (G, k, N, *P), w prepared -> a box of this shape, (G, c, N, *L), in `scratch`."""
-    G, k, N, *P = g.shape
+    G, _, N, *P = g.shape
     c = shape[1]
     taps = w.shape[1] // c
     # (G, c*W, k) @ (G, k, N*P) -> (G, c*W, N*P)
-    terms = matmul(xp, w, xp.reshape(g, (G, k, N * math.prod(P))))
+    terms = matmul(xp, w, flattened(xp, g, 2))
     terms = xp.reshape(terms, (G, c, taps, N, *P))
     dx = scratch(xp, shape, g.dtype)
     dx[...] = 0

@@ -178,11 +178,14 @@ def scattered(cut: Boxes, geom: Geometry, start: Ints, stop: Ints) -> Callable[[
 class Cells(NamedTuple):
     """How the input gradient of a box of padded coordinates is computed.
 
-    Only the box ``[start, stop)``, at `inside` of the result, is read by any output; `whole` says
-    that each of its cells is. Its gradient comes phase by phase, each a `forward`: (where to,
-    which taps of each axis, the geometry); or, with `boxes`, with its products first.
+    That of `geom`, in which g and w may be exchanged (`Geometry.exchanged`). Only the box
+    ``[start, stop)``, at `inside` of the result, is read by any output; `whole` says that each of
+    its cells is. Its gradient comes phase by phase, each a `forward`: (where to, which taps of
+    each axis, the geometry); or, with `boxes`, with its products first.
     """
 
+    geom: Geometry
+    exchanged: bool
     start: Ints
     stop: Ints
     inside: Index
@@ -201,9 +204,11 @@ def cells(task: Task, geom: Geometry, start: Ints, stop: Ints, pairs: int) -> Ce
     inside = tuple(
         slice(a - origin, b - origin) for a, b, origin in zip(first, last, start, strict=True)
     )
-    result = Cells(first, last, (*ALL, *inside), False, (), None)
+    result = Cells(geom, False, first, last, (*ALL, *inside), False, (), None)
     if 0 in size or not pairs or not geom.K:
         return result
+    if choice.exchanged(task, geom, size):
+        return cells(task, geom.exchanged(), start, stop, pairs)._replace(exchanged=True)
     everything = (first, last) == (start, stop)
     cut = choice.scattered(task, geom, size, pairs)
     if cut is not None:

@@ -12,9 +12,11 @@ from .geometry import Window
 from .namespace import (
     Array,
     Namespace,
+    flattened,
     gathered,
     in_place,
     inner,
+    inner_pieces,
     matmul,
     merged,
     swapped,
@@ -64,7 +66,7 @@ def grad_weight(
     columns = _columns(xp, x, window, 1)[:, 0, ...]
     # (G, k, N*O) @ (G, N*O, c*W) -> (G, k, c*W)
     place = None if out is None else merged(out, 2)
-    dw = inner(xp, xp.reshape(g, (G, k, columns.shape[-1])), columns, place)
+    dw = inner(xp, flattened(xp, g, 2), columns, place)
     return xp.reshape(dw, (G, k, c, *window.W)) if place is None else out
 
 
@@ -86,7 +88,11 @@ def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     return G * N * math.prod(window.O) * math.prod(window.W) * c
 
 
-weight_workspace = workspace  # the same columns
+def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
+    """Elements that `grad_weight` needs beyond its operands and its result."""
+    size = k * c * math.prod(window.W)
+    pieces = inner_pieces(N * math.prod(window.O), size)
+    return workspace(G, N, window, c, k) + G * pieces * size
 
 
 def prepared(G: int, window: Window, c: int, k: int) -> int:
