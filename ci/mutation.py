@@ -32,7 +32,8 @@ from _pytest.runner import runtestprotocol
 
 ROOT = Path(__file__).parent.parent
 MODULES = ["geometry", "padding", "scatter"]
-MODULES += ["bands", "depthwise", "fft", "lines", "pointwise", "taps", "windows", "winograd"]
+MODULES += ["bands", "depthwise", "diagonals", "fft", "lines", "pointwise", "taps", "windows"]
+MODULES += ["winograd"]
 NAMES = "cases edge_cases errors geometry methods planning properties seed"
 TESTS = [f"tests/test_{name}.py" for name in NAMES.split()]
 # too slow, or of a dtype that is treated as another

@@ -13,6 +13,7 @@ import xconv
 from xconv import (
     bands,
     depthwise,
+    diagonals,
     fft,
     geometry,
     lines,
@@ -205,7 +206,7 @@ def test_bands_are_exact_on_small_integers(sizes, samples):
         (bands.forward, x, y, False),
         (bands.grad_input, g, dx, True),
     ):
-        shape, work = (5, 1, *want.swapaxes(0, 1).shape[1:]), bands.work(geom, run.__name__)
+        shape, work = (5, 1, *want.swapaxes(0, 1).shape[1:]), bands.work(geom, backwards)
         wide = np.zeros((*shape[:-1], shape[-1] + 1), "float32")
         apart = np.zeros((*a.shape[:-1], a.shape[-1] + 1), "float32")[..., :-1]
         apart[...] = a
@@ -225,10 +226,11 @@ def test_bands_are_exact_on_small_integers(sizes, samples):
         assert matrix[0].flags.c_contiguous == (how.height <= bands.TALL * how.width)
     if max((1, *geom.stride[:-2])) == 1:  # else its rows are not in one line
         begin_block()
-        found = bands.grad_weight(np, x, g, geom, None)
+        found = diagonals.grad_weight(np, x, g, geom, None)
         np.testing.assert_array_equal(found[:, 0], dw, strict=True)
-        assert 0 <= taken() - 5 * 4 * bands.work(geom, "grad_weight").kept < 2**8
-        for axis, outputs in enumerate(bands._line(geom, 5).grid):  # in which all cells have room
+        assert 0 <= taken() - 5 * 4 * diagonals.work(geom).kept < 2**8
+        grid = diagonals._line(geom, 5).grid  # in which all cells have room
+        for axis, outputs in enumerate(grid):
             first, last = geom.read_range(axis)
             assert outputs == -((first - last) // geom.stride[axis])
 
@@ -237,13 +239,13 @@ def test_the_work_of_bands_is_about_that_of_their_products():
     (geom, _), (long, _) = (
         banded((I, (3, 3), 1, 1, 1), samples) for I, samples in (((70, 9), 300), ((9, 300), 7))
     )
-    for contraction in ("forward", "grad_input"):
-        work, how = bands.work(geom, contraction), bands.band(geom, contraction == "grad_input")
+    for backwards in (False, True):
+        work, how = bands.work(geom, backwards), bands.band(geom, backwards)
         exact = 2 * geom.N * how.height * how.width  # of each product
         assert exact <= work.operations <= 1.02 * exact
         single = len([*how.ranges()]) - 1
         assert 3 * single <= work.calls <= 3 * single + 10
-    work, exact = bands.work(long, "grad_weight"), 2 * 300 * 300 * bands._line(long, 1).length
+    work, exact = diagonals.work(long), 2 * 300 * 300 * diagonals._line(long, 1).length
     assert exact <= work.operations <= 1.05 * exact
     assert work.products == 3
 
@@ -453,7 +455,8 @@ def test_explain_names_the_cheapest_method(layer, contraction):
     assert (told.x, told.w) == (x_shape, w_shape)
     (step,) = told.steps
     assert step.method == min(step.estimates, key=step.estimates.get)
-    assert step.method == layer or contraction == "grad_input"
+    own = "diagonals" if (layer, contraction) == ("bands", "grad_weight") else layer
+    assert step.method == own or contraction == "grad_input"
     assert step.blocks >= 1
     assert step.method in str(told).partition(":")[2]
 
@@ -676,7 +679,7 @@ def test_a_nan_among_the_weights_meets_padding_in_small_depthwise_layers():
 def test_wide_diagonals_are_not_kept():
     x, dy = normal(16, 512, 319), normal(16, 512, 64)
     told = xconv.explain(x, normal(512, 1, 256), contraction="grad_weight", groups=512)
-    assert told.steps[0].method != "bands"
+    assert told.steps[0].method != "diagonals"
     dw = xconv.conv_grad_weight(dy[:1, :2], x[:1, :2], (256,), groups=2)
     assert dw.shape == (2, 1, 256)
 

@@ -46,7 +46,7 @@ LINES = """
     geometry
     namespace
     dtypes layout padding workers
-    bands depthwise fft lines pointwise scatter taps windows winograd
+    bands depthwise diagonals fft lines pointwise scatter taps windows winograd
     methods
     plan
     costs

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from . import bands, choice, padding, schedule, workers
+from . import bands, choice, diagonals, padding, schedule, workers
 from .costs import Task
 from .geometry import Geometry, Window
 from .methods import TRAITS
@@ -32,6 +32,11 @@ from .plan import TASKS, Limits, at_once, parts
 from .schedule import Block, Forward, Term
 
 Pair = tuple[Array, Array]
+BANDED: dict[str, Callable[..., Array]] = {
+    "forward": bands.forward,
+    "grad_input": bands.grad_input,
+    "grad_weight": diagonals.grad_weight,
+}
 
 
 class Setup(NamedTuple):
@@ -252,15 +257,15 @@ def banded(
     bias: Array | None,
     exactly: Callable[..., None],
 ) -> bool:
-    """Write a contraction by `bands`, some groups at a time; return whether that is for it.
+    """Write a contraction by `bands` or `diagonals`, if that is for it; return whether it is.
 
-    Groups in which a NaN or an infinity may have spread, or been left out, are written again by
-    `exactly`, which takes the arguments of `forward`.
+    Some groups come at a time. Those in which a NaN or an infinity may have spread, or been left
+    out, are written again by `exactly`, which takes the arguments of `forward`.
     """
     xp, cut = setup.xp, choice.banded(setup.task, geom, contraction, len(pairs))
     if cut is None:
         return False
-    run, pair = getattr(bands, contraction), pairs[0]
+    run, pair = BANDED[contraction], pairs[0]
     once = result.dtype == dtype_of(xp, setup.compute)
     spoiled: list[slice] = []
 

@@ -13,7 +13,19 @@ import math
 from functools import lru_cache
 from typing import NamedTuple
 
-from . import bands, costs, depthwise, fft, lines, plan, pointwise, taps, windows, winograd
+from . import (
+    bands,
+    costs,
+    depthwise,
+    diagonals,
+    fft,
+    lines,
+    plan,
+    pointwise,
+    taps,
+    windows,
+    winograd,
+)
 from .costs import Task
 from .errors import Refusal
 from .geometry import Geometry, Ints, named
@@ -165,23 +177,23 @@ def check_applies(task: Task, geom: Geometry) -> None:
 
 @lru_cache(maxsize=256)
 def banded(task: Task, geom: Geometry, contraction: str, pairs: int = 1) -> Boxes | None:
-    """Return the blocks of a contraction by `bands`, or None: it is not the best."""
+    """Return the blocks of a contraction by `bands` or `diagonals`; None: it is not the best."""
     if task.method != "auto" or not in_place(task.xp) or on_gpu(task.xp) or pairs != 1:
         return None
     padded = geom.padding_mode != "zeros" and max(map(max, geom.padding)) > 0
     taps = math.prod(geom.W)
     if not geom.c == geom.k == 1 or not 1 < taps <= bands.LARGEST or padded or 0 in geom.I:
         return None
-    if contraction == "grad_weight" and not bands.sums_diagonals(geom):
+    if contraction == "grad_weight" and not diagonals.applies(geom):
         return None
-    cut = plan.groups(geom, bands.work(geom, contraction), task.itemsize, task.limits)
+    cut = plan.groups(geom, costs.group_work(geom, contraction), task.itemsize, task.limits)
     if cut is None or costs.banded(task, geom, contraction) > unbanded(task, geom, contraction):
         return None
     return cut
 
 
 def unbanded(task: Task, geom: Geometry, contraction: str) -> float:
-    """Estimate a contraction without `bands`."""
+    """Estimate a contraction without these."""
     if contraction == "grad_input":
         return _phased(task, geom, geom.I)
     return _cheapest(task, geom, weights=contraction == "grad_weight")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from . import bands, depthwise, fft, lines, pointwise, winograd
-from .geometry import Geometry, Ints, Window, slab
+from . import bands, depthwise, diagonals, fft, lines, pointwise, winograd
+from .geometry import Geometry, Ints, Window, Work, slab
 from .methods import Algorithm
 from .namespace import COMPLEX, Namespace, itemsize
 from .plan import Boxes, Limits, count
@@ -149,9 +149,16 @@ def _depthwise(task: Task, geom: Geometry, weights: bool) -> float:
     return images * (copied + -(-geom.O[0] // depthwise.ROWS) * product) + 15 * CALL
 
 
+def group_work(geom: Geometry, contraction: str) -> Work:
+    """Return what one group takes by `bands` or `diagonals`."""
+    if contraction == "grad_weight":
+        return diagonals.work(geom)
+    return bands.work(geom, contraction == "grad_input")
+
+
 def banded(task: Task, geom: Geometry, contraction: str) -> float:
-    """Estimate a contraction by `bands`."""
-    own = bands.work(geom, contraction)
+    """Estimate a contraction by `bands`, or a weight gradient by `diagonals`."""
+    own = group_work(geom, contraction)
     product = PRODUCT + own.operations * task.flop * SHORT
     return geom.G * (own.products * product + COPY * task.wide * own.copied) + own.calls * CALL
 

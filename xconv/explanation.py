@@ -32,8 +32,8 @@ class Step:
     method : str
         The algorithm: a public method, or what "windows" and "taps" come to in NumPy and CuPy:
         "pointwise" for kernels of one tap, "scatter" for an input gradient with its products
-        first. In NumPy "auto" has three more: "lines" for few channels, "depthwise" and "bands"
-        for one channel per group.
+        first. In NumPy "auto" has four more: "lines" for few channels, "depthwise", "bands" and
+        "diagonals" for one channel per group.
     blocks : int
         How many blocks there are; 1 where an expression computes everything at once.
     block_bytes, weight_bytes : int
@@ -201,7 +201,7 @@ def _steps(task: Task, call: Call, contraction: str) -> Iterator[Step]:
         return
     if cut := choice.banded(task, geom, contraction):
         yield Step(
-            "bands",
+            _banded(contraction),
             count((geom.G,), (cut.g,)),
             cut.block,
             0,
@@ -226,12 +226,16 @@ def _steps(task: Task, call: Call, contraction: str) -> Iterator[Step]:
 
 
 def _compared(task: Task, geom: Geometry, contraction: str) -> dict[str, float]:
-    """Return the estimates, in seconds, that `bands` was chosen by."""
-    own = {"bands": costs.banded(task, geom, contraction) / 1e9}
+    """Return the estimates, in seconds, that `bands` or `diagonals` was chosen by."""
+    own = {_banded(contraction): costs.banded(task, geom, contraction) / 1e9}
     if contraction == "grad_input":
         return {**own, "other methods": choice.unbanded(task, geom, contraction) / 1e9}
     found = choice.candidates(task, geom, weights=contraction == "grad_weight")
     return {**own, **_estimates(found)}
+
+
+def _banded(contraction: str) -> str:
+    return "diagonals" if contraction == "grad_weight" else "bands"
 
 
 def _input_steps(task: Task, geom: Geometry) -> Iterator[Step]:

@@ -52,6 +52,20 @@ class Window(NamedTuple):
     dilation: Ints
 
 
+class Work(NamedTuple):
+    """What one group takes: products, operations of each, numbers copied, numbers kept at once.
+
+    Small matrices are counted as somewhat larger ones, which take as long. ``calls`` are those of
+    NumPy for all groups together.
+    """
+
+    products: int
+    operations: int
+    copied: int
+    kept: int
+    calls: int
+
+
 def along(axis: int, cells: int | slice | None) -> tuple[Any, ...]:
     """Return the index that takes `cells` of one axis (None: a new one), all of the others."""
     return (slice(None),) * axis + (cells, Ellipsis)

@@ -2,8 +2,8 @@
 
 Algorithms work on padded blocks in the form of `layout`. There is no `grad_input` among their
 functions: at each phase of the stride it is a `forward` with the weights mirrored (see
-`Geometry.phases`), or products first for all of them (`scatter`). Only cuDNN and `bands` take
-contractions whole: the one cuts by itself, the other is cut into groups alone.
+`Geometry.phases`), or products first for all of them (`scatter`). Only cuDNN, `bands` and
+`diagonals` take contractions whole: the one cuts by itself, the others are cut into groups alone.
 """
 
 from __future__ import annotations

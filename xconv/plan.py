@@ -10,14 +10,11 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from .errors import Refusal
-from .geometry import Geometry, Ints, Window, halved, slab
+from .geometry import Geometry, Ints, Window, Work, halved, slab
 from .methods import TRAITS, Algorithm
-
-if TYPE_CHECKING:
-    from .bands import Work
 
 MIB = 2**20
 Range = tuple[int, int]
@@ -261,7 +258,7 @@ def grad_input(geom: Geometry, size: Ints, itemsize: int, limits: Limits) -> Box
 
 @lru_cache(maxsize=256)
 def groups(geom: Geometry, own: Work, itemsize: int, limits: Limits) -> Boxes | None:
-    """Cut a contraction by `bands` into blocks of groups; None: one group would not fit."""
+    """Cut a contraction by `bands` or `diagonals`; None: one group would not fit."""
     sizes = geom.N * (math.prod(geom.I) + math.prod(geom.O)) + math.prod(geom.W)
     each = itemsize * (own.kept + 2 * sizes)  # it may have to convert what it reads and writes
     (g,) = _first(halved((geom.G,), (0,)), lambda shape: each * shape[0] <= limits.block)

@@ -71,50 +71,58 @@ def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -
 
 def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
     """dT/dg: x (G, c, N, *L) padded, w prepared -> (G, k, N, *O), in `out` if that can be."""
-    G, k, apart = x.shape[0], w.shape[1], phases(window)
-    N = x.shape[2] * math.prod(apart)
-    m, n, tiles = _outputs(window.W), _points(window.W), _tiles(window)
+    m, n, G = _outputs(window.W), _points(window.W), x.shape[0]
     inputs = _transformed(xp, x, window, n, "inputs")
     # (G, points, N*tiles, c) @ (G, points, c, k) -> (G, points, N*tiles, k)
     y = matmul(xp, inputs, xp.permute_dims(w, (0, 2, 3, 1)))
-    r = len(m)
-    for a in range(r - 1):
+    for a in range(len(m) - 1):
         # (m, n) @ (.., n, what follows) -> (.., m, what follows)
         y = xp.reshape(y, (G, *m[:a], n[a], -1))
         y = matmul(xp, _matrix(xp, "outputs", window.W, a, x), y)
-    y = xp.reshape(y, (G, *m[:-1], n[-1], N, *tiles, k))
+    covered = tuple(t * size for t, size in zip(_tiles(window), m, strict=True))
+    whole = covered == window.O and max(phases(window)) == 1
+    y = _joined(xp, y, (G, w.shape[1], *covered), window, out if whole else None)
+    return y if whole else _cut(xp, y, window)
+
+
+def _joined(xp: Namespace, y: Array, sizes: Ints, window: Window, out: Array | None) -> Array:
+    """Transform the last axis back, and join tiles.
+
+    (G, *m[:-1], n[-1], N*tiles, k) -> (G, k, N, ..), where ``sizes`` are those of G, k and the
+    axes: tiles may cover more than the outputs.
+    """
+    m, n, tiles, r = _outputs(window.W), _points(window.W), _tiles(window), len(window.W)
+    G, k, *covered = sizes
+    y = xp.reshape(y, (G, *m[:-1], n[-1], -1, *tiles, k))
     y = xp.permute_dims(y, (*range(r), *range(r + 1, y.ndim), r))
-    last = xp.matrix_transpose(_matrix(xp, "outputs", window.W, -1, x))
-    # the axes of (G, k, N, tiles and m of each axis) in (G, *m[:-1], N, *tiles, k, m[-1])
-    order = (
-        0,
-        2 * r + 1,
-        r,
-        *(i for a in range(r - 1) for i in (r + 1 + a, 1 + a)),
-        2 * r,
-        2 * r + 2,
-    )
-    covered = tuple(t * size for t, size in zip(tiles, m, strict=True))
-    whole = covered == window.O and max(apart) == 1
-    if in_place(xp):
-        target = out if whole else None
-        if target is None or target.strides[-1] != target.itemsize:  # BLAS would not write to it
-            target = scratch(xp, (G, k, N, *covered), x.dtype)
-        pairs = (size for pair in zip(tiles, m, strict=True) for size in pair)
-        split = xp.reshape(target, (G, k, N, *pairs))  # to split axes is a view
-        # (.., k, n) @ (n, m) -> (.., k, m)
-        xp.matmul(y, last, out=xp.permute_dims(split, _back(order)))
-    else:
-        target = xp.reshape(xp.permute_dims(xp.matmul(y, last), order), (G, k, N, *covered))
-    if whole:
-        return target
+    last = xp.matrix_transpose(_matrix(xp, "outputs", window.W, -1, y))
+    # where (G, k, N, tiles and m of each axis) are in (G, *m[:-1], N, *tiles, k, m[-1])
+    pairs = (i for a in range(r - 1) for i in (r + 1 + a, 1 + a))
+    order = (0, 2 * r + 1, r, *pairs, 2 * r, 2 * r + 2)
+    shape = (G, k, y.shape[r], *covered)
+    if not in_place(xp):
+        return xp.reshape(xp.permute_dims(xp.matmul(y, last), order), shape)
+    if out is None or out.strides[-1] != out.itemsize:  # BLAS would not write to it
+        out = scratch(xp, shape, y.dtype)
+    pairs = (size for pair in zip(tiles, m, strict=True) for size in pair)
+    split = xp.reshape(out, (*shape[:SPATIAL], *pairs))  # to split axes is a view
+    # (.., k, n) @ (n, m) -> (.., k, m)
+    xp.matmul(y, last, out=xp.permute_dims(split, _back(order)))
+    return out
+
+
+def _cut(xp: Namespace, y: Array, window: Window) -> Array:
+    """Put phases where they belong, and cut: (G, k, phases*N, *covered) -> (G, k, N, *O)."""
+    apart, r = phases(window), len(window.W)
     if max(apart) > 1:
-        # (G, k, phases, N, *covered), each of its axes to where its phases are
-        split = xp.reshape(target, (G, k, *apart, x.shape[2], *covered))
+        G, k, N, *covered = y.shape
+        N //= math.prod(apart)
+        # each axis of (G, k, phases, N, *covered) to where its phases are
         order = (0, 1, r + 2, *(i for a in range(r) for i in (r + 3 + a, 2 + a)))
+        split = xp.permute_dims(xp.reshape(y, (G, k, *apart, N, *covered)), order)
         sizes = (p * size for p, size in zip(apart, covered, strict=True))
-        target = gathered(xp, xp.permute_dims(split, order), (G, k, x.shape[2], *sizes))
-    return target[(slice(None),) * SPATIAL + tuple(map(slice, window.O))]
+        y = gathered(xp, split, (G, k, N, *sizes))
+    return y[(slice(None),) * SPATIAL + tuple(map(slice, window.O))]
 
 
 def grad_weight(
