@@ -1070,6 +1070,14 @@ LAYERS = [  # x, w, options; large enough that BLAS would use its threads
     ((2, 8, 4000), (8, 1, 9), {"groups": 8}),
     ((1, 4, 12, 14, 16), (6, 4, 3, 3, 3), {"padding": "same"}),
 ]
+CHOSEN = [  # what "auto" takes for the forward pass, in several blocks
+    ("winograd", ((8, 64, 28, 28), (64, 64, 3, 3), {"padding": 2, "dilation": 2})),
+    ("winograd", ((8, 256, 14, 14), (256, 256, 3, 3), {"padding": 1})),  # weights in parts
+    ("lines", ((8, 3, 96, 96), (32, 3, 5, 5), {"padding": 2})),
+    ("depthwise", ((8, 32, 64, 64), (32, 1, 3, 3), {"padding": 1, "groups": 32})),
+    ("bands", ((32, 96, 14, 14), (96, 1, 3, 3), {"padding": 1, "groups": 96})),
+    ("fft", ((1, 1, 100_000), (8, 1, 1024), {})),
+]
 
 
 def layer_bits(x_shape, w_shape, options, dtype=np.float32, seed=0):
@@ -1086,6 +1094,7 @@ def layer_bits(x_shape, w_shape, options, dtype=np.float32, seed=0):
     [
         *itertools.product(LAYERS, PLAIN),
         *itertools.product((LAYERS[0], LAYERS[4]), ("winograd", "fft")),
+        *((layer, "auto") for _, layer in CHOSEN),
     ],
     ids=lambda value: value if isinstance(value, str) else str(value[0]),
 )
@@ -1093,10 +1102,18 @@ def test_bits_do_not_depend_on_threads(row, layer, method):
     x_shape, w_shape, options = layer
     options = {**options, "method": method}
     bits = []
-    for threads in (1, 2, 3, 1, 2):
+    for threads in (1, 2, 4, 3, 1, 2):
         with threadpool_limits(threads):
             bits.append(layer_bits(x_shape, w_shape, options))
     assert all(each == bits[0] for each in bits)
+
+
+@pytest.mark.parametrize(("method", "layer"), CHOSEN, ids=lambda value: str(value)[:30])
+def test_layers_that_are_for_more_than_one_thread(method, layer):
+    x, w, options = layer
+    (step,) = xconv.explain(np.empty(x, np.float32), np.empty(w, np.float32), **options).steps
+    assert step.method == method
+    assert step.blocks > 1
 
 
 DIGEST = """
