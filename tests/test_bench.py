@@ -1,14 +1,17 @@
 """The benchmark: its suite, that every library computes the same, and its command line."""
 
+import io
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from xconv.bench import libraries, report, worker
-from xconv.bench.__main__ import main
-from xconv.bench.measure import Job, Row
+from xconv.bench.__main__ import main, progress
+from xconv.bench.measure import Job, Row, Worker, measure
 from xconv.bench.suite import CONTRACTIONS, SUITE, Layer, layers
 
 SMALL = (
@@ -64,6 +67,34 @@ def test_every_library_computes_the_same(name, layer):
             assert name in ("scipy", "formulas")
 
 
+def test_a_layer_that_a_method_cannot_do_has_no_time(monkeypatch, capsys):
+    strided = next(number for number, layer in enumerate(SUITE) if layer.stride == 2)
+    job = Job(strided, "float64", "forward")
+    (row,) = measure([job], ["xconv:winograd"], rounds=1, memory=False)
+    assert row.seconds == {"xconv:winograd": None}
+    assert (row.memory, row.error) == ({}, None)
+    assert row.floor > 0
+    *_, line = report.table([row], "xconv:winograd").splitlines()
+    assert line.split()[-4:] == ["-"] * 4
+    questions = "\n".join(json.dumps([*job, what]) for what in ("time", "memory", "error"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(questions))
+    worker.main("xconv:winograd", "numpy")
+    assert capsys.readouterr().out.splitlines() == ['"ready"', "null", "null", "null"]
+
+
+def test_calls_of_a_sample():
+    for seconds, count in ((0.2, 1), (0.02, worker.FEWEST), (0.001, 30), (0.0, worker.MOST)):
+        asked = []
+        assert worker.calls(asked.append, lambda task, s=seconds: task(s) or s) == count
+        assert len(asked) == (2 if seconds > worker.SLOW else 6)
+
+
+def test_a_process_that_ends_is_named(capfd):
+    with pytest.raises(RuntimeError, match=r"^the process of nothing ended: 1$"):
+        Worker("nothing", "numpy", 1)
+    assert "KeyError" in capfd.readouterr().err
+
+
 def test_the_command_measures_prints_and_draws(tmp_path, capsys):
     file, picture = tmp_path / "rows.json", tmp_path / "rows.png"
     arguments = ["--layers", "1x16->32 32x32 5x5", "--dtypes", "float32", "--rounds", "1"]
@@ -82,6 +113,29 @@ def test_the_command_measures_prints_and_draws(tmp_path, capsys):
     assert main(["--load", str(file)]) == 0
     again = capsys.readouterr().out
     assert again.splitlines()[:4] == shown.splitlines()[:4]
+
+
+def test_some_contractions_without_torch(tmp_path):
+    """Nothing is compared, and only what was measured is drawn."""
+    file, picture = tmp_path / "rows.json", tmp_path / "rows.png"
+    rows = [
+        Row(Job(number, "float32", "forward"), {"xconv": 3.0}, {}, None, 1.0) for number in (0, 1)
+    ]
+    report.save(file, {"device": "none"}, rows)
+    command = [sys.executable, "-m", "xconv.bench", "--load", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("3000.000") == 2
+    assert "PyTorch" not in done.stdout
+    rows = [row._replace(seconds={"xconv": 3.0, "torch": 2.0}) for row in rows]
+    report.draw(picture, {}, rows)
+    assert picture.stat().st_size > 10_000
+
+
+def test_without_a_progress_bar(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    rows = iter(())
+    assert progress(rows, 0) is rows
 
 
 def test_the_command_says_what_it_lacks(capsys):

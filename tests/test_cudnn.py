@@ -402,6 +402,18 @@ def test_groups_of_samples(library):
     assert graph.result.dim == [12, 2, 2, 2]
 
 
+@pytest.mark.backends("dask")
+def test_chunks(library):
+    """Each chunk is a call of its own; that it can be done is looked at without doing it."""
+    import dask.array as da
+
+    x, w = numbers(1, 2, 12), numbers(3, 2, 3)
+    y = xconv.conv(da.from_array(x, chunks=(1, 2, 5)), w, method="cudnn", padding=1)
+    assert not Graph.made
+    np.testing.assert_array_equal(y.compute(scheduler="sync"), oracle.conv(x, w, padding=1))
+    assert {graph.name for graph in Graph.made} == {"fprop"}
+
+
 def test_explain(library):
     told = xconv.explain(numbers(1, 2, 5), numbers(3, 2, 2), method="cudnn")
     assert [step.method for step in told.steps] == ["cudnn"]

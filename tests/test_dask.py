@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ OPTIONS = [
     {"dilation": 5, "padding": 6},
     {"groups": 2, "padding": "full"},
 ]
+FREE = "127.0.0.1:0"  # any port; without an address it is always the same one
 CHUNKS = [1, (2, 3, 7, 5), (1, (1, 3), (2, 3, 8), (7, 2)), ((1, 1), 4, (1, 1, 2, 5, 4), 3)]
 
 
@@ -259,7 +261,7 @@ def cluster():
     distributed = pytest.importorskip("distributed")
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, memory_limit="1GiB", dashboard_address=None
+            n_workers=2, threads_per_worker=1, memory_limit="1GiB", dashboard_address=FREE
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
@@ -368,9 +370,67 @@ def test_the_demo():
     assert done.stdout.splitlines()[-1].endswith("hidden shapes found 8 of 8")
 
 
-def test_what_the_demo_needs(capsys):
-    assert demo_scale.main(["--size", "50", "--chunk", "20", "25", "50"]) == 2
-    assert (
-        "divides --size, and a worker; got --size 50, --chunk [20, 25, 50]"
-        in capsys.readouterr().err
+@pytest.fixture
+def threads():
+    """A cluster of two workers in this process."""
+    distributed = pytest.importorskip("distributed")
+    options = {"processes": False, "dashboard_address": FREE, "memory_limit": None}
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster:
+        yield cluster
+
+
+def test_the_demo_on_another_cluster(threads, tmp_path, capsys):
+    command = ["--size", "24", "--chunk", "12", "12", "24", "--folder", str(tmp_path)]
+    command += ["--scheduler", threads.scheduler_address]
+    assert demo_scale.main(command) == 0
+    shown = capsys.readouterr().out
+    assert "4 chunks of 0.0 MB; workers: 2" in shown
+    assert "hidden shapes found 8 of 8" in shown
+    assert demo_scale.main(command) == 2  # and leaves what is there
+    assert f"need a --folder without volume.zarr; got {tmp_path}" in capsys.readouterr().err
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_demo_counts_what_workers_send(threads):
+    import distributed
+
+    with distributed.Client(threads) as client:
+        client.register_plugin(demo_scale.arrivals(distributed))
+        here, there = client.scheduler_info()["workers"]
+        sent = client.submit(np.zeros, 1000, workers=[here])
+        client.submit(np.negative, sent, workers=[there]).result()
+        assert client.run(demo_scale.arrived) == {here: 0, there: 8000}
+
+
+def test_what_the_demo_needs(monkeypatch, capsys):
+    def refused(*command):
+        assert demo_scale.main(command) == 2
+        return capsys.readouterr().err
+
+    assert "divides --size, and a worker; got --size 50, --chunk [20, 25, 50]" in refused(
+        "--size", "50", "--chunk", "20", "25", "50"
     )
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    assert "need zarr: pip install '.[scale]'" in refused()
+
+
+def test_the_demo_without_the_cluster_that_was_named():
+    """In a process of its own, since Dask keeps what it was told to use by default."""
+    command = [sys.executable, "-m", "xconv.demo_scale", "--scheduler", "abc://nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert "xconv: need the --scheduler of a cluster; unknown address scheme" in done.stderr
+
+
+def test_chunks_of_two_libraries_are_refused(monkeypatch):
+    """With arrays in the place of CuPy's."""
+
+    class Device(np.ndarray):
+        pass
+
+    cupy = types.SimpleNamespace(ndarray=Device)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    x = da.from_array(draw(1, 2, 9), chunks=3)
+    w = da.from_array(draw(3, 2, 3).view(Device), chunks=3, asarray=False)
+    with pytest.raises(TypeError, match=r"^conv: need chunks of one library; got numpy.ndarray, "):
+        xconv.conv(x, w)

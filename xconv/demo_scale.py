@@ -158,7 +158,8 @@ class Cluster:
         """Compute something, with a progress bar, and print what it took."""
         start, before = time.perf_counter(), self.moved()
         future = self.client.compute(lazy)
-        self.distributed.progress(future, notebook=False)
+        with self.client.as_current():  # a caller may have another, whose scheduler never answers
+            self.distributed.progress(future, notebook=False)
         result = future.result()
         seconds = time.perf_counter() - start
         text = f"\n{name}: {seconds:.1f} s, {self.gigabytes / seconds * 1e3:.0f} MB/s"

@@ -374,8 +374,9 @@ _scratch = _Scratch()
 
 def begin_block(xp: Namespace, size: int) -> None:
     """Begin a block that takes up to `size` bytes of `scratch`."""
-    if not on_gpu(xp):
-        _scratch.begin(size)
+    if on_gpu(xp):
+        return
+    _scratch.begin(size)
 
 
 def scratch(xp: Namespace, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -76,9 +76,8 @@ class Worker:
             text=True,
             env={**os.environ, **counts, **environment},
         )
-        if hasattr(os, "sched_setaffinity"):  # holds for libraries that read no variable, too
-            cores = sorted(os.sched_getaffinity(0))[:threads]
-            os.sched_setaffinity(self.process.pid, cores)
+        cores = sorted(os.sched_getaffinity(0))[:threads]
+        os.sched_setaffinity(self.process.pid, cores)  # for libraries that read no variable, too
         self.answer()
 
     def answer(self) -> Any:
@@ -86,7 +85,8 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the process of {self.name} ended: {self.process.wait()}")
+            self.close()
+            raise RuntimeError(f"the process of {self.name} ended: {self.process.returncode}")
         return json.loads(line)
 
     def ask(self, job: Job, what: str) -> Any:

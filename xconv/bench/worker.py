@@ -8,6 +8,7 @@ import math
 import os
 import statistics
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -68,16 +69,12 @@ def on_device(task: Task, name: str) -> tuple[Any, int]:
     return task(), pool.total_bytes() - before
 
 
-def error(layer: Layer, contraction: str, name: str, backend: str) -> float:
-    """Return float32's largest error against float64, as a part of the largest result."""
-    x, w, g = arrays(layer, "float32")
-    single, wide = runner(name, backend), runner("xconv:windows", "numpy")
-    got = single(layer, contraction, x, w, g)
-    exact = wide(layer, contraction, *(a.astype("float64") for a in (x, w, g)))
-    if got is None or exact is None:
-        return math.nan
-    y = exact()
-    result = got()
+def error(task: Task, layer: Layer, contraction: str) -> float:
+    """Return a float32 task's largest error against float64, as a part of the largest result."""
+    given = (a.astype("float64") for a in arrays(layer, "float32"))
+    exact = runner("xconv:windows", "numpy")(layer, contraction, *given)
+    assert exact is not None  # windows apply to every layer
+    y, result = exact(), task()
     result = result.get() if hasattr(result, "get") else np.asarray(result)
     return float(np.max(np.abs(result - y)) / np.max(np.abs(y)))
 
@@ -104,6 +101,16 @@ def rates(dtype: str, backend: str) -> tuple[float, float]:
     return 2 * size**3 / product, 2 * source.size / copy
 
 
+def calls(task: Task, watch: Callable[[Task], float]) -> int:
+    """Return how many calls of a task make a sample."""
+    watch(task)  # which may prepare
+    shortest = watch(task)
+    if shortest >= SLOW:
+        return 1
+    shortest = min(shortest, *(watch(task) for _ in range(4)))
+    return min(MOST, max(FEWEST, round(SAMPLE / max(shortest, 1e-7))))
+
+
 def main(name: str, backend: str) -> None:
     """Answer jobs until the input ends."""
     run, watch = runner(name, backend), stopwatch(name, backend)
@@ -119,22 +126,17 @@ def main(name: str, backend: str) -> None:
             current = (key, None, 1)  # frees the last row's arrays
             task = run(layer, contraction, *arrays(layer, dtype))
             if task is not None:
-                watch(task)
-                shortest = watch(task)
-                if shortest < SLOW:
-                    shortest = min(shortest, *(watch(task) for _ in range(4)))
-                    count = min(MOST, max(FEWEST, round(SAMPLE / max(shortest, 1e-7))))
-                    current = (key, task, count)
-                else:
-                    current = (key, task, 1)
+                current = (key, task, calls(task, watch))
         _, task, count = current
         answer: float | None = None
-        if task is not None and what == "time":
+        if task is None:
+            pass
+        elif what == "time":
             answer = statistics.median(watch(task) for _ in range(count))
-        elif task is not None and what == "memory":
+        elif what == "memory":
             answer = peak(task, name, backend)
-        elif task is not None and what == "error":
-            answer = error(layer, contraction, name, backend)
+        else:
+            answer = error(task, layer, contraction)
         print(json.dumps(answer), flush=True)
 
 
