@@ -52,6 +52,7 @@ LINES = """
     schedule
     blocks
     cells
+    slabs
     chunks cudnn expression
     call
     validation
@@ -60,6 +61,7 @@ LINES = """
 """
 OUTSIDE = {  # who may import what, of what does not come with Python
     "chunks": {"dask"},
+    "slabs": {"dask"},
     "cudnn": {"cudnn"},
     "bench": {"cupy", "numpy", "tqdm"},
     "namespace": {"array_api_compat", "numpy"},
