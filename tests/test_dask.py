@@ -123,9 +123,9 @@ def test_chunks_of_results_follow_those_of_the_input():
 
 @pytest.mark.parametrize("rank", [1, 2, 3, 4])
 def test_tasks_of_a_chunk(rank):
-    """One task, and one for each of its two halos along each axis.
+    """One task, and one for each of its two faces along each axis.
 
-    The weight gradient reads the same halos as the output, so that they are there once.
+    The weight gradient reads the same faces as the output, so that they are there once.
     """
     counts = (9, 8, 7, 5)[:rank]
     x = da.zeros((1, 1, *(10 * n for n in counts)), chunks=(1, 1, *(10,) * rank))
@@ -250,7 +250,7 @@ def test_names_of_tasks():
     assert {"xconv-grad-input", "xconv-grad-weight", "xconv-grad-weight-term"} <= names
     both = one.sum() + xconv.conv(x, draw(1, 1, 3, seed=1), padding=1).sum()
     graphs = [dict(dask.optimize(lazy)[0].dask) for lazy in (one.sum(), both)]
-    shared = [key for key in graphs[0] if "xconv-halo" in str(key) and key in graphs[1]]
+    shared = [key for key in graphs[0] if "xconv-face" in str(key) and key in graphs[1]]
     assert shared
     for key in shared:
         first, second = (dask.base.tokenize(graph[key]) for graph in graphs)

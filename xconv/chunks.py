@@ -1,8 +1,8 @@
 """Dask: the contractions chunk by chunk, lazily. Imported when a Dask array arrives.
 
 Every chunk of a result is one task: it puts together the slab of input that it reads, from a
-chunk of the input and its halos (see `slabs`), and is a call of its own on it. A weight gradient
-is a product for each chunk of the output's gradient, summed as a tree.
+chunk of the input and faces of others (see `slabs`), and is a call of its own on it. A weight
+gradient is a product for each chunk of the output's gradient, summed as a tree.
 
 Chunks are boxes of the same geometry as blocks within a call: see `Geometry.reads`.
 """

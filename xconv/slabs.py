@@ -1,10 +1,10 @@
-"""Slabs of Dask arrays: what one task reads, put together from a chunk and its halos.
+"""Slabs of Dask arrays: what one task reads, put together from a chunk and its neighbours' faces.
 
-Halos are exchanged axis by axis. Across the last axis, a halo is cut from the next chunk; across
-an axis before it, from the next chunk and the halos which that has along all later axes, so that
-edges and corners come with it. A chunk of three axes then needs 6 halos, where it has 26
-neighbours. Each is a task, done where the chunk is that it is mostly cut from, and shared by all
-that read it; so little more than halos moves between workers.
+A face is cut from its chunk along one axis only, so that all neighbours which that face touches
+share it, and read edges and corners from it too: in three dimensions there are 6 faces to a chunk,
+which has 26 neighbours. Each is a task that reads nothing but the chunk, so Dask does it where the
+chunk is: to assemble faces on the way, axis by axis, would take tasks of several workers' chunks,
+and whole chunks would be moved to them.
 """
 
 from __future__ import annotations
@@ -18,86 +18,56 @@ from typing import Any, NamedTuple
 
 from dask._task_spec import Task, TaskRef
 from dask.array import Array as DaskArray
-from dask.base import tokenize
 
 from .geometry import Ints
 from .layout import Axes
-from .namespace import Array, Namespace, accept, current
+from .namespace import Array, Namespace
 from .padding import Index, Run
 
 ALL = slice(None)
+MOST = 0.75  # of a chunk: so much is read from the chunk itself, of which less is to be cut
 
 
 class Part(NamedTuple):
     """Cells of one chunk, along one axis: which of them, and where they go.
 
-    ``most`` says that they are more than half of the chunk.
+    ``share`` is how much of the chunk they are, 1 where they are read from the chunk itself.
     """
 
     chunk: int
     here: slice
     there: slice
-    most: bool
+    share: float
 
-
-@dataclass(frozen=True)
-class Span:
-    """A piece of a slab along one axis: the cells of one chunk, its core, and those around them.
-
-    Where its parts go is counted from its start. Without a core all of them are halos.
-    """
-
-    start: int
-    size: int
-    core: int | None
-    parts: tuple[Part, ...]
-
-    @cached_property
-    def filled(self) -> bool:
-        """Whether the parts leave nothing free, which is zero then."""
-        taken: int = sum(part.there.stop - part.there.start for part in self.parts)
-        return taken == self.size
-
-    @cached_property
-    def token(self) -> str:
-        """A name for what it holds."""
-        return str(tokenize(self.size, self.parts))
+    def ends(self) -> tuple[int, int]:
+        """Return where its cells begin and end; the end is before the start in reverse."""
+        return self.here.start, -1 if self.here.stop is None else self.here.stop
 
 
 @dataclass(frozen=True)
 class Extent:
-    """A slab along one axis."""
+    """A slab along one axis; what the parts leave free is zero."""
 
     size: int
-    spans: tuple[Span, ...]
+    parts: tuple[Part, ...]
 
     @cached_property
     def filled(self) -> bool:
-        """Whether the spans leave nothing free, which is zero then."""
-        return self.size == sum(span.size for span in self.spans if span.filled)
+        """Whether the parts leave nothing free."""
+        taken: int = sum(part.there.stop - part.there.start for part in self.parts)
+        return taken == self.size
+
+    @cached_property
+    def coarse(self) -> bool:
+        """Whether some chunk is read itself, as its neighbours will be for other results."""
+        return any(part.share == 1 for part in self.parts)
 
 
 def extent(size: int, runs: Iterable[Run], bounds: Sequence[int]) -> Extent:
-    """Return the extent that the runs fill from chunks, from each of the bounds to the next.
-
-    A new span begins with each core, so that what is assembled on the way is mostly of one chunk.
-    """
-    found: list[tuple[int | None, list[Part]]] = []
+    """Return the extent that the runs fill from chunks, from each of the bounds to the next."""
     parts = [part for run in runs if run.source is not None for part in _parts(run, bounds)]
-    for part in sorted(parts, key=lambda part: part.there.start):
-        core, own = found[-1] if found else (None, [])
-        if not found or (part.most and core not in (None, part.chunk)):
-            core, own = None, []
-            found.append((core, own))
-        own.append(part)
-        if part.most:
-            found[-1] = part.chunk, own
-    spans = []
-    for core, own in found:
-        start, stop = own[0].there.start, own[-1].there.stop
-        moved = (p._replace(there=slice(p.there.start - start, p.there.stop - start)) for p in own)
-        spans.append(Span(start, stop - start, core, tuple(moved)))
-    return Extent(size, tuple(spans))
+    near = {part.chunk for part in parts if part.share >= MOST}
+    return Extent(size, tuple(p._replace(share=1) if p.chunk in near else p for p in parts))
 
 
 def whole(start: int, stop: int, bounds: Sequence[int]) -> Extent:
@@ -123,11 +93,8 @@ def _parts(run: Run, bounds: Sequence[int]) -> Iterator[Part]:
                 there = slice(first, first + stop - low)
                 after = low - begin - 1
                 here = slice(stop - begin - 1, after if after >= 0 else None, -1)
-            yield Part(chunk, here, there, 2 * (stop - low) > end - begin)
+            yield Part(chunk, here, there, (stop - low) / (end - begin))
         low, chunk = stop, chunk + 1
-
-
-Move = tuple[slice, slice]  # along one axis, where to and where from
 
 
 @dataclass(frozen=True)
@@ -185,58 +152,41 @@ class Side:
     def slab(
         self, samples: Extent, spatial: Sequence[Extent], tasks: dict[Any, Task]
     ) -> tuple[Slab, list[TaskRef]]:
-        """Return a slab of all channels and what it is assembled from; add its halos to `tasks`."""
+        """Return a slab of all channels and what it is assembled from; add its faces to `tasks`."""
         extents = arranged(self.axes, samples, spatial, self.channels)
         refs, moves = [], []
-        for box in itertools.product(*(each.spans for each in extents)):
-            for ref, found in self._arrays((), box, tasks):
-                refs.append(ref)
-                to = zip(box, found, strict=True)
-                there = tuple(slice(s.start + t.start, s.start + t.stop) for s, (t, _) in to)
-                moves.append((there, tuple(here for _, here in found)))
+        coarse = [each.coarse for each in extents]
+        for box in itertools.product(*(each.parts for each in extents)):
+            ref, here = self._source(box, coarse, tasks)
+            refs.append(ref)
+            moves.append((tuple(part.there for part in box), here))
         shape, filled = tuple(e.size for e in extents), all(e.filled for e in extents)
         return Slab(shape, self.array.dtype, filled, tuple(moves)), refs
 
-    def _arrays(
-        self, chunk: Ints, box: Sequence[Span], tasks: dict[Any, Task]
-    ) -> Iterator[tuple[TaskRef, tuple[Move, ...]]]:
-        """Yield the arrays that fill a box of spans: along the last axes, at a chunk of others."""
-        if not box:
-            yield TaskRef((self.array.name, *chunk)), ()
-            return
-        span, *later = box
-        for part in span.parts:
-            own = (*chunk, part.chunk)
-            if part.chunk == span.core:
-                for ref, moves in self._arrays(own, later, tasks):
-                    yield ref, ((part.there, part.here), *moves)
-            else:
-                whole = ((slice(0, s.size), ALL) for s in later)
-                yield self._halo(own, part, later, tasks), ((part.there, ALL), *whole)
+    def _source(
+        self, box: tuple[Part, ...], coarse: list[bool], tasks: dict[Any, Task]
+    ) -> tuple[TaskRef, Index]:
+        """Return what a box of parts is read from, its chunk or a face of that, and where in it.
 
-    def _halo(
-        self, chunk: Ints, part: Part, later: Sequence[Span], tasks: dict[Any, Task]
-    ) -> TaskRef:
-        """Return a part of a chunk with its halos along later axes; all of it along others.
-
+        The face is cut where it is thinnest, and along other axes only where they are not `coarse`.
         Its key says what it holds, so that all who read it share it, whatever their contraction.
         """
-        sizes = [self.array.chunks[axis][number] for axis, number in enumerate(chunk)]
-        own = range(sizes.pop())[part.here]
-        key = (f"xconv-halo-{self.array.name}", *chunk, own.start, own.stop)
-        key += tuple(span.token for span in later)
-        if key not in tasks:
-            refs, moves = [], []
-            before = (ALL,) * len(sizes)
-            for ref, found in self._arrays(chunk, later, tasks):
-                refs.append(ref)
-                there, here = tuple(to for to, _ in found), tuple(of for _, of in found)
-                moves.append(((*before, ALL, *there), (*before, part.here, *here)))
-            shape = (*sizes, len(own), *(span.size for span in later))
-            filled = all(span.filled for span in later)
-            slab = Slab(shape, self.array.dtype, filled, tuple(moves))
-            tasks[key] = Shared(key, _assembled, slab, *refs)
-        return TaskRef(key)
+        chunk, here = [part.chunk for part in box], [part.here for part in box]
+        thin = [axis for axis, part in enumerate(box) if part.share < 1]
+        whole = TaskRef((self.array.name, *chunk))
+        if not thin:
+            return whole, tuple(here)
+        thinnest = min(thin, key=lambda axis: box[axis].share)
+        cut = [ALL] * len(box)
+        key = [f"xconv-face-{self.array.name}", *chunk]
+        for axis in thin:
+            if axis == thinnest or not coarse[axis]:
+                cut[axis], here[axis] = here[axis], ALL
+                key += (axis, *box[axis].ends())
+        name = tuple(key)
+        if name not in tasks:
+            tasks[name] = Shared(name, _cut, whole, tuple(cut))
+        return TaskRef(name), tuple(here)
 
 
 def arranged(axes: Axes, batch: Any, spatial: Sequence[Any], channels: Any) -> tuple[Any, ...]:
@@ -247,9 +197,6 @@ def arranged(axes: Axes, batch: Any, spatial: Sequence[Any], channels: Any) -> t
     return tuple(entries[axis] for axis in range(len(entries)))
 
 
-def _assembled(slab: Slab, *arrays: Array) -> Array:
-    """Return a halo; no view, which would hold on to all of its chunk."""
-    xp, _ = accept(a=arrays[0])
-    with current(arrays[0]):
-        halo = slab.assembled(xp, iter(arrays))
-        return halo.copy() if len(arrays) == 1 else halo
+def _cut(array: Array, here: Index) -> Array:
+    """Return a part of a chunk, not a view, which would hold on to all of it."""
+    return array[here].copy()
