@@ -28,6 +28,7 @@ OPTIONS = [
     {"padding": ((4, 1), (0, 2)), "padding_mode": "replicate"},
     {"padding": ((2, 3), (3, 2)), "padding_mode": "symmetric", "dilation": 2},
     {"dilation": 5, "padding": 6},
+    {"dilation": (6, 4), "padding": (7, 5), "stride": (2, 3), "padding_mode": "symmetric"},
     {"groups": 2, "padding": "full"},
 ]
 CHUNKS = [1, (2, 3, 7, 5), (1, (1, 3), (2, 3, 8), (7, 2)), ((1, 1), 4, (1, 1, 2, 5, 4), 3)]
@@ -130,15 +131,15 @@ def test_tasks_of_a_chunk(rank):
     counts = (9, 8, 7, 5)[:rank]
     x = da.zeros((1, 1, *(10 * n for n in counts)), chunks=(1, 1, *(10,) * rank))
     w = np.ones((1, 1, *(3,) * rank))
-    halos = sum(2 * (n - 1) * x.npartitions // n for n in counts)
+    faces = sum(2 * (n - 1) * x.npartitions // n for n in counts)
     y = xconv.conv(x, w, padding=1)
-    assert tasks(y) == y.npartitions + halos <= (1 + 2 * rank) * y.npartitions
+    assert tasks(y) == y.npartitions + faces <= (1 + 2 * rank) * y.npartitions
     dw = xconv.conv_grad_weight(y, x, w.shape[2:], padding=1)
     level, summed = y.npartitions, 0
     while level > 1:
         level = -(-level // 8)
         summed += level
-    assert tasks(dw) == 2 * y.npartitions + halos + summed
+    assert tasks(dw) == 2 * y.npartitions + faces + summed
     dx = xconv.conv_grad_input(x, w, x.shape[2:], padding=1)
     assert tasks(dx) == tasks(y)
 
@@ -196,6 +197,10 @@ def test_only_the_slab_is_read():
     dx = xconv.conv_grad_input(x, np.ones((1, 1, 3)), (400,), padding=1)
     dx.blocks[0, 0, 0].compute(scheduler="sync")
     assert sorted(read) == [0, 1]
+    read.clear()
+    up = xconv.conv_transpose(x, np.ones((1, 1, 3)), dilation=150, stride=4)
+    up.blocks[0, 0, 20].compute(scheduler="sync")
+    assert len(read) <= 6 and max(read) - min(read) >= 7  # taps lie 37.5 outputs apart
 
 
 def test_fold_of_many_cells():

@@ -337,19 +337,41 @@ def _inputs(
     geom: Geometry, axis: int, start: int, stop: int, bounds: Sequence[list[int]]
 ) -> list[Piece]:
     """Return what the gradient of cells ``[start, stop)`` of one axis is a sum of."""
-    s, d, low = geom.stride[axis], geom.dilation[axis], geom.padding[axis][0]
+    s, low = geom.stride[axis], geom.padding[axis][0]
     found = []
     for run in padding.copies(geom.I[axis], geom.padding_mode, geom.padding[axis], start, stop):
-        first, last = scatter.reach(geom, axis, run.start, run.stop)
-        if first < last:
-            extents = tuple(whole(first, last, each) for each in bounds)
+        runs, d = _reaching(geom, axis, run.start, run.stop)
+        if runs:
+            first, last = min(own.start for own in runs), max(own.stop for own in runs)
+            moved = [own.moved(first) for own in runs]
             I, O = run.stop - run.start, last - first
+            extents = tuple(extent(O, moved, each) for each in bounds)
             before = low + run.start - s * first
             after = s * (O - 1) + d * (geom.W[axis] - 1) + 1 - I - before
             a, b = run.ends()
             copy = Copy(run, slice(a - start, b - start)) if run.start != run.source else None
             found.append(Piece(extents, I, O, (before, after), d, copy))
     return found
+
+
+def _reaching(geom: Geometry, axis: int, start: int, stop: int) -> tuple[list[Run], int]:
+    """Return the outputs that read padded cells ``[start, stop)`` of one axis, and a dilation.
+
+    Where taps read from far apart, each is moved by some outputs more than the last: what they
+    read then lies side by side, and the dilation is smaller by as many strides.
+    """
+    s, d, W, O = geom.stride[axis], geom.dilation[axis], geom.W[axis], geom.O[axis]
+    closer = max((d - (stop - start)) // s, 0) if W > 1 else 0
+    if not closer:
+        first, last = scatter.reach(geom, axis, start, stop)
+        return [Run(first, last, first, 1)] if first < last else [], d
+    runs = []
+    for t in range(W):
+        cell = d * t - geom.padding[axis][0]  # that output 0 reads
+        first, last = max(-((cell - start) // s), 0), min((stop - 1 - cell) // s + 1, O)
+        if first < last:
+            runs.append(Run(first + closer * t, last + closer * t, first, 1))
+    return runs, d - s * closer
 
 
 def _moved(geom: Geometry, axis: int, bounds: list[int], forward: bool) -> list[int]:
