@@ -157,7 +157,7 @@ def test_tasks_of_a_chunk(rank):
     ],
 )
 def test_tasks_of_a_chunk_that_reads_far(chunk, kernel, options):
-    """Never more than the chunks of the input that its slab touches."""
+    """In all no more than one for each chunk of the input that a slab touches."""
     size = 6 * chunk if chunk < 10 else 40
     x, w = da.zeros((1, 1, *(size,) * 3), chunks=chunk), np.ones((1, 1, *(kernel,) * 3))
     y = xconv.conv(x, w, **options)
