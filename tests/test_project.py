@@ -54,6 +54,7 @@ LINES = """
     schedule
     blocks
     cells
+    slabs
     chunks cudnn expression
     call
     validation
@@ -62,6 +63,7 @@ LINES = """
 """
 OUTSIDE = {  # who may import what, of what does not come with Python
     "chunks": {"dask"},
+    "slabs": {"dask"},
     "cudnn": {"cudnn"},
     "bench": {"cupy", "numpy", "tqdm"},
     "namespace": {"array_api_compat", "numpy"},

@@ -1,10 +1,8 @@
 """Dask: the contractions chunk by chunk, lazily. Imported when a Dask array arrives.
 
-Every chunk of a result is one task: it puts together the slab of input that it reads, from parts
-of the input's chunks, and is a call of its own on it. Each part is a task too, done where its
-chunk is, so that nothing but slabs moves between workers. With p parts, a chunk of an output or of
-an input gradient is at most 1 + p tasks. A weight gradient is a product for each chunk of the
-output's gradient, summed as a tree.
+Every chunk of a result is one task: it puts together the slab of input that it reads, from a
+chunk of the input and faces of others (see `slabs`), and is a call of its own on it. A weight
+gradient is a product for each chunk of the output's gradient, summed as a tree.
 
 Chunks are boxes of the same geometry as blocks within a call: see `Geometry.reads`.
 """
@@ -13,8 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,9 +26,10 @@ from .dtypes import DTypes
 from .errors import public
 from .geometry import Geometry, Ints
 from .layout import Axes, without_batch
-from .namespace import INTEGER, Array, Namespace, accept, cast, chunk_namespace, current, dtype_of
-from .padding import Index, Run
+from .namespace import INTEGER, Array, accept, cast, chunk_namespace, current, dtype_of
+from .padding import Run
 from .plan import Range
+from .slabs import Extent, Side, Slab, arranged, extent, whole
 
 if TYPE_CHECKING:
     from .call import Call
@@ -76,50 +74,6 @@ def reach(geom: Geometry, axis: int, start: int, stop: int) -> Reach:
     return Reach(tuple(runs), last - first, (0, 0), d)
 
 
-class Part(NamedTuple):
-    """A part of a slab along one axis: of which chunk, which cells of it, and where they go.
-
-    ``whole`` says that it is all of the chunk, in order.
-    """
-
-    chunk: int
-    here: slice
-    there: slice
-    whole: bool
-
-    def ends(self) -> Range:
-        """Return where its cells begin and end; the end is before the start in reverse."""
-        return self.here.start, -1 if self.here.stop is None else self.here.stop
-
-
-def parts(runs: Iterable[Run], bounds: Sequence[int]) -> list[Part]:
-    """Return the parts of chunks, from each of the bounds to the next, that the runs take."""
-    found = []
-    for run in runs:
-        if run.source is None:
-            continue
-        length = run.stop - run.start
-        low = run.source if run.step != -1 else run.source - length + 1
-        high = low + 1 if run.step == 0 else low + length
-        chunk = bisect_right(bounds, low) - 1
-        while low < high:
-            begin, end = bounds[chunk], bounds[chunk + 1]
-            stop = min(high, end)
-            if low < stop:
-                here = slice(low - begin, stop - begin)
-                whole = run.step == 1 and (low, stop) == (begin, end)
-                first = run.start + (low - run.source if run.step == 1 else run.source - stop + 1)
-                there = slice(first, first + stop - low)
-                if run.step == 0:
-                    there = slice(run.start, run.stop)
-                elif run.step == -1:
-                    after = low - begin - 1
-                    here = slice(stop - begin - 1, after if after >= 0 else None, -1)
-                found.append(Part(chunk, here, there, whole))
-            low, chunk = max(low, stop), chunk + 1
-    return found
-
-
 class Copy(NamedTuple):
     """Padded coordinates of one axis that copy cells of a chunk, and which cells of it."""
 
@@ -128,37 +82,17 @@ class Copy(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """One axis of a call on slabs: the parts and the length of each slab, and the geometry.
+    """One axis of a call on slabs: the extent of each, and the geometry.
 
     In an input gradient, `copy` is what the result is the gradient of, where that is not the chunk.
     """
 
-    slabs: tuple[tuple[list[Part], int], ...]
+    extents: tuple[Extent, ...]
     I: int
     O: int
     padding: Range
     dilation: int
     copy: Copy | None = None
-
-
-@dataclass(frozen=True)
-class Slab:
-    """A piece of an array put together from parts of its chunks: where each of them goes."""
-
-    shape: Ints
-    dtype: Any
-    places: tuple[Index, ...]
-    filled: bool  # whether they leave nothing free, which is zero then
-
-    def assembled(self, xp: Namespace, given: Iterator[Array]) -> Array:
-        """Return the slab; a single part that fills it is not copied."""
-        arrays = [next(given) for _ in self.places]
-        if len(arrays) == 1 and arrays[0].shape == self.shape:
-            return arrays[0]
-        slab = (xp.empty if self.filled else xp.zeros)(self.shape, dtype=self.dtype)
-        for there, array in zip(self.places, arrays, strict=True):
-            slab[there] = array
-        return slab
 
 
 @dataclass(frozen=True)
@@ -186,45 +120,6 @@ class Work:
     per_sample: bool = False
 
 
-class Shared(Task):  # type: ignore[misc]
-    """A task that other graphs may have too: Dask must not fuse it in one of them alone."""
-
-    __slots__ = ()
-
-    @property
-    def block_fusion(self) -> bool:
-        """Whether Dask leaves it as it is."""
-        return True
-
-
-class Side:
-    """An array of samples, the layout of its axes, and the bounds of its chunks along each."""
-
-    def __init__(self, array: DaskArray, axes: Axes) -> None:
-        self.array, self.axes = array, axes
-        self.bounds = [list(itertools.accumulate(sizes, initial=0)) for sizes in array.chunks]
-        self.channels = _whole(0, array.shape[axes.last], self.bounds[axes.last])
-
-    def spatial(self, axis: int) -> list[int]:
-        """Return the bounds of the chunks along a spatial axis."""
-        return self.bounds[self.axes.spatial[axis]]
-
-    def samples(self) -> list[int]:
-        """Return the bounds of the chunks of samples; without a batch there is one sample."""
-        return self.bounds[self.axes.first] if self.axes.first >= 0 else [0, 1]
-
-    def cut(self) -> bool:
-        """Whether it is in chunks along samples or space."""
-        spatial = (self.spatial(axis) for axis in range(len(self.axes.spatial)))
-        return any(len(bounds) > 2 for bounds in (self.samples(), *spatial))
-
-    def along(
-        self, samples: Range, spatial: Sequence[tuple[list[Part], int]]
-    ) -> tuple[tuple[list[Part], int], ...]:
-        """Return the parts, and their length, of each axis of the array; all of its channels."""
-        return _arranged(self.axes, _whole(*samples, self.samples()), spatial, self.channels)
-
-
 class _Graph:
     """Tasks under one name, and the arrays that they read."""
 
@@ -243,32 +138,17 @@ class _Graph:
         """Return a name; words before the token tell Dask which tasks take the same time."""
         return "-".join(["xconv", *self.work.contraction.split("_"), *what, self.token])
 
-    def part(self, name: str, box: Sequence[Part]) -> TaskRef:
-        """Return a part of a chunk: the chunk, or a task of its own.
-
-        Its key says which part it is, so that all who read the same one share it, whatever their
-        contraction.
-        """
-        chunk = (name, *(part.chunk for part in box))
-        if all(part.whole for part in box):
-            return TaskRef(chunk)
-        ends = (end for part in box for end in part.ends())
-        key = (f"xconv-part-{name}", *chunk[1:], *ends)
-        if key not in self.tasks:
-            self.tasks[key] = Shared(key, _cut, TaskRef(chunk), tuple(part.here for part in box))
-        return TaskRef(key)
-
     def term(
         self,
-        data: Sequence[Side],
-        samples: Range,
+        sides: Sequence[Side],
+        samples: Sequence[Extent],
         pieces: Sequence[Piece],
         refs: list[TaskRef],
     ) -> Term:
-        """Return the call on some slabs; append their parts to `refs`."""
+        """Return the call on a slab of each side; append what they are assembled from to `refs`."""
         geom = dataclasses.replace(
             self.call.geom,
-            N=samples[1] - samples[0],
+            N=samples[0].size,
             I=tuple(piece.I for piece in pieces),
             O=tuple(piece.O for piece in pieces),
             padding=tuple(piece.padding for piece in pieces),
@@ -276,19 +156,10 @@ class _Graph:
             padding_mode="zeros",
         )
         slabs = []
-        for number, side in enumerate(data):
-            name = side.array.name
-            along = side.along(samples, [piece.slabs[number] for piece in pieces])
-            places = []
-            for box in itertools.product(*(found for found, _ in along)):
-                places.append(tuple(part.there for part in box))
-                refs.append(self.part(name, box))
-            shape = tuple(length for _, length in along)
-            filled = all(
-                sum(part.there.stop - part.there.start for part in found) == length
-                for found, length in along
-            )
-            slabs.append(Slab(shape, side.array.dtype, tuple(places), filled))
+        for number, (side, own) in enumerate(zip(sides, samples, strict=True)):
+            slab, found = side.slab(own, [piece.extents[number] for piece in pieces], self.tasks)
+            slabs.append(slab)
+            refs += found
         if geom not in self.calls:
             self.calls[geom] = dataclasses.replace(self.call, xp=self.xp, geom=geom)
         call = self.calls[geom]
@@ -351,11 +222,11 @@ def data(
         for a, bounds in enumerate(spatial)
     ]
     channels = geom.K if forward else geom.C
-    batches = itertools.pairwise(samples)
+    batches = _batches(samples, sides)
     for (i, batch), *boxes in itertools.product(enumerate(batches), *map(enumerate, along)):
-        key = (graph.name, *_arranged(result, i, [j for j, _ in boxes], 0))
+        key = (graph.name, *arranged(result, i, [j for j, _ in boxes], 0))
         lengths = [length for _, (length, _) in boxes]
-        shape = _arranged(result, batch[1] - batch[0], lengths, channels)
+        shape = arranged(result, batch[0].size, lengths, channels)
         refs = [TaskRef((a.name, *(0,) * a.ndim)) for a in given]
         terms = tuple(
             graph.term(sides, batch, one, refs)
@@ -363,7 +234,7 @@ def data(
             if 0 not in shape
         )
         graph.tasks[key] = Task(key, _data, work, terms, shape, result, *refs)
-    chunks = _arranged(result, _sizes(samples), list(map(_sizes, spatial)), (channels,))
+    chunks = arranged(result, _sizes(samples), list(map(_sizes, spatial)), (channels,))
     return graph.array(chunks, types.result)
 
 
@@ -399,7 +270,7 @@ def grad_weight(
         for a, bounds in enumerate(spatial)
     ]
     found: list[list[TaskRef]] = []
-    for i, batch in enumerate(itertools.pairwise(follow.samples())):
+    for i, batch in enumerate(_batches(follow.samples(), (cells, outputs))):
         found.append([])
         for j, pieces in enumerate(itertools.product(*along)):
             key = (graph.named("term"), i, j)
@@ -436,6 +307,13 @@ def _in_one(a: DaskArray) -> DaskArray:
     return a.rechunk(a.shape) if a.npartitions > 1 else a
 
 
+def _batches(samples: list[int], sides: Sequence[Side]) -> list[list[Extent]]:
+    """Return, for each chunk of samples, its extent in each of the sides."""
+    return [
+        [whole(*batch, side.samples()) for side in sides] for batch in itertools.pairwise(samples)
+    ]
+
+
 def _outputs(
     geom: Geometry, axis: int, start: int, stop: int, bounds: Sequence[list[int]]
 ) -> list[Piece]:
@@ -443,8 +321,8 @@ def _outputs(
     if start == stop:
         return []
     read = reach(geom, axis, start, stop)
-    slabs = tuple((parts(read.runs, each), read.I) for each in bounds)
-    return [Piece(slabs, read.I, stop - start, read.padding, read.dilation)]
+    extents = tuple(extent(read.I, read.runs, each) for each in bounds)
+    return [Piece(extents, read.I, stop - start, read.padding, read.dilation)]
 
 
 def _product(
@@ -452,31 +330,48 @@ def _product(
 ) -> Piece:
     """Return what outputs ``[start, stop)`` of one axis contribute to the weight gradient."""
     (piece,) = _outputs(geom, axis, start, stop, [cells])
-    return piece._replace(slabs=(*piece.slabs, _whole(start, stop, outputs)))
+    return piece._replace(extents=(*piece.extents, whole(start, stop, outputs)))
 
 
 def _inputs(
     geom: Geometry, axis: int, start: int, stop: int, bounds: Sequence[list[int]]
 ) -> list[Piece]:
     """Return what the gradient of cells ``[start, stop)`` of one axis is a sum of."""
-    s, d, low = geom.stride[axis], geom.dilation[axis], geom.padding[axis][0]
+    s, low = geom.stride[axis], geom.padding[axis][0]
     found = []
     for run in padding.copies(geom.I[axis], geom.padding_mode, geom.padding[axis], start, stop):
-        first, last = scatter.reach(geom, axis, run.start, run.stop)
-        if first < last:
-            slabs = tuple(_whole(first, last, each) for each in bounds)
+        runs, d = _reaching(geom, axis, run.start, run.stop)
+        if runs:
+            first, last = min(own.start for own in runs), max(own.stop for own in runs)
+            moved = [own.moved(first) for own in runs]
             I, O = run.stop - run.start, last - first
+            extents = tuple(extent(O, moved, each) for each in bounds)
             before = low + run.start - s * first
             after = s * (O - 1) + d * (geom.W[axis] - 1) + 1 - I - before
             a, b = run.ends()
             copy = Copy(run, slice(a - start, b - start)) if run.start != run.source else None
-            found.append(Piece(slabs, I, O, (before, after), d, copy))
+            found.append(Piece(extents, I, O, (before, after), d, copy))
     return found
 
 
-def _whole(start: int, stop: int, bounds: list[int]) -> tuple[list[Part], int]:
-    """Return the parts of the entries ``[start, stop)`` of one axis, and how many they are."""
-    return parts([Run(0, stop - start, start, 1)], bounds), stop - start
+def _reaching(geom: Geometry, axis: int, start: int, stop: int) -> tuple[list[Run], int]:
+    """Return the outputs that read padded cells ``[start, stop)`` of one axis, and a dilation.
+
+    Where taps read from far apart, each is moved by some outputs more than the last: what they
+    read then lies side by side, and the dilation is smaller by as many strides.
+    """
+    s, d, W, O = geom.stride[axis], geom.dilation[axis], geom.W[axis], geom.O[axis]
+    closer = max((d - (stop - start)) // s, 0) if W > 1 else 0
+    if not closer:
+        first, last = scatter.reach(geom, axis, start, stop)
+        return [Run(first, last, first, 1)] if first < last else [], d
+    runs = []
+    for t in range(W):
+        cell = d * t - geom.padding[axis][0]  # that output 0 reads
+        first, last = max(-((cell - start) // s), 0), min((stop - 1 - cell) // s + 1, O)
+        if first < last:
+            runs.append(Run(first + closer * t, last + closer * t, first, 1))
+    return runs, d - s * closer
 
 
 def _moved(geom: Geometry, axis: int, bounds: list[int], forward: bool) -> list[int]:
@@ -491,19 +386,6 @@ def _moved(geom: Geometry, axis: int, bounds: list[int], forward: bool) -> list[
 def _sizes(bounds: list[int]) -> Ints:
     """Return the sizes of the chunks between these bounds."""
     return tuple(b - a for a, b in itertools.pairwise(bounds))
-
-
-def _arranged(axes: Axes, batch: Any, spatial: Sequence[Any], channels: Any) -> tuple[Any, ...]:
-    """Return one entry for each axis of an array of this layout, without `batch` if it has none."""
-    entries = {axes.last: channels, **dict(zip(axes.spatial, spatial, strict=True))}
-    if axes.first >= 0:
-        entries[axes.first] = batch
-    return tuple(entries[axis] for axis in range(len(entries)))
-
-
-def _cut(array: Array, here: Index) -> Array:
-    """Return a part of a chunk, not a view, which would hold on to all of it."""
-    return array[here].copy()
 
 
 def _partial(types: DTypes) -> DTypes:
@@ -542,7 +424,7 @@ def _data(work: Work, terms: Sequence[Term], shape: Ints, axes: Axes, *arrays: A
                     there[axis] = copy.there
             total[tuple(there)] += part
         if bias is not None:
-            column = _arranged(axes, 1, [1] * len(axes.spatial), bias.shape[0])
+            column = arranged(axes, 1, [1] * len(axes.spatial), bias.shape[0])
             total += xp.reshape(cast(xp, bias, wide.result), column)
         return cast(xp, total, work.types.result)
 
