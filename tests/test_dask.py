@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -137,10 +138,7 @@ def test_tasks_of_a_chunk(rank):
     y = xconv.conv(x, w, padding=1)
     assert tasks(y) == y.npartitions + faces <= (1 + 2 * rank) * y.npartitions
     dw = xconv.conv_grad_weight(y, x, w.shape[2:], padding=1)
-    level, summed = y.npartitions, 0
-    while level > 1:
-        level = -(-level // 8)
-        summed += level
+    summed = -(-y.npartitions // 8)
     assert tasks(dw) == 2 * y.npartitions + faces + summed
     dx = xconv.conv_grad_input(x, w, x.shape[2:], padding=1)
     assert tasks(dx) == tasks(y)
@@ -336,6 +334,42 @@ def test_a_worker_that_is_lost(cluster):
     os.kill(victim, signal.SIGKILL)
     assert not result.done()
     assert_array_equal(result.result(timeout=120), right, strict=True)
+
+
+class Counted:
+    """Makes chunks of ones, and counts those that are held at once."""
+
+    def __init__(self):
+        self.now = self.most = 0
+
+    def __call__(self, block_info=None):
+        chunk = np.ones(block_info[None]["chunk-shape"], np.float32)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        weakref.finalize(chunk, self.less)
+        return chunk
+
+    def less(self):
+        self.now -= 1
+
+
+@pytest.mark.parametrize("grid", [(60, 1), (40, 4), (20, 5)])
+def test_chunks_that_are_held_at_once(grid):
+    """Some layers of the volume that passes, in a sweep, and not all of it."""
+    counted, edge = Counted(), 4
+    shape = (1, 1, *(edge * n for n in grid))
+    x = da.map_blocks(
+        counted,
+        chunks=da.core.normalize_chunks((1, 1, edge, edge), shape),
+        dtype=np.float32,
+        meta=np.empty((0,) * 4, np.float32),
+    )
+    y = xconv.conv(x, np.ones((1, 1, 3, 3), np.float32), padding=1)
+    for lazy in (y.sum(), xconv.conv_grad_weight(y, x, (3, 3), padding=1)):
+        counted.most = 0
+        lazy.compute(scheduler="sync")
+        assert 2 * grid[1] <= counted.most <= 3 * grid[1] + 3
+        assert counted.now == 0
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])

@@ -2,7 +2,7 @@
 
 Every chunk of a result is one task: it puts together the slab of input that it reads, from a
 chunk of the input and faces of others (see `slabs`), and is a call of its own on it. A weight
-gradient is a product for each chunk of the output's gradient, summed as a tree.
+gradient is a product for each chunk of the output's gradient, added up in their order.
 
 Chunks are boxes of the same geometry as blocks within a call: see `Geometry.reads`.
 """
@@ -34,7 +34,7 @@ from .slabs import Extent, Side, Slab, arranged, extent, whole
 if TYPE_CHECKING:
     from .call import Call
 
-FAN_IN = 8  # weight gradients that are added up at once
+FAN_IN = 8
 CHECKED = 64  # different geometries of chunks that are planned at the call, to refuse them there
 in_task = partial(public, name="xconv, in a Dask task")
 
@@ -246,7 +246,7 @@ def grad_weight(
     conjugate: tuple[bool, bool],
     per_sample: bool,
 ) -> DaskArray:
-    """Return the weight gradient: of each chunk of g, then summed as a tree.
+    """Return the weight gradient: of each chunk of g, then their sum.
 
     Where g is in one piece, of each chunk of x, moved to where g has what is made of it.
     """
@@ -280,26 +280,28 @@ def grad_weight(
             found[-1].append(TaskRef(key))
     zeros = (0,) * (geom.rank + 2)
     if not lead:
-        _tree(graph, [ref for own in found for ref in own], (*zeros,))
+        _add_up(graph, [ref for own in found for ref in own], (*zeros,))
         return graph.array(tuple((n,) for n in call.w_shape), types.result)
     for i, own in enumerate(found):
-        _tree(graph, own, (i, *zeros))
+        _add_up(graph, own, (i, *zeros))
     samples = _sizes(follow.samples())
     return graph.array((samples, *((n,) for n in call.w_shape)), types.result)
 
 
-def _tree(graph: _Graph, refs: list[TaskRef], key: Ints) -> None:
-    """Add the sum of some arrays, `FAN_IN` at a time."""
-    level = 0
-    while len(refs) > FAN_IN:
-        sums = []
-        for i in range(0, len(refs), FAN_IN):
-            own = (graph.named("sum"), *key, level, i // FAN_IN)
-            graph.tasks[own] = Task(own, _sum, None, *refs[i : i + FAN_IN])
-            sums.append(TaskRef(own))
-        refs, level = sums, level + 1
+def _add_up(graph: _Graph, refs: list[TaskRef], key: Ints) -> None:
+    """Add the sum of some arrays, `FAN_IN` at a time to the sum of those before.
+
+    In their order, which Dask follows: it takes the branches of a tree in any order, and holds
+    twice to five times as many chunks of the input meanwhile.
+    """
+    groups = [refs[i : i + FAN_IN] for i in range(0, len(refs), FAN_IN)]
+    before: list[TaskRef] = []
+    for i, group in enumerate(groups[:-1]):
+        own = (graph.named("sum"), *key, i)
+        graph.tasks[own] = Task(own, _sum, None, *before, *group)
+        before = [TaskRef(own)]
     last = (graph.name, *key)
-    graph.tasks[last] = Task(last, _sum, graph.work.types.result, *refs)
+    graph.tasks[last] = Task(last, _sum, graph.work.types.result, *before, *groups[-1])
 
 
 def _in_one(a: DaskArray) -> DaskArray:
