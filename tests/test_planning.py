@@ -252,9 +252,10 @@ KERNELS = [  # kernel size, stride, dilation, and how many times the truth estim
 ]
 
 
+@pytest.mark.parametrize("dtype", [np.dtype("float32"), np.dtype("float64")], ids=str)
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: f"{kernel[0].__name__}-{kernel[1]}")
-def test_a_block_takes_about_what_is_estimated(kernel, block):
+def test_a_block_takes_about_what_is_estimated(kernel, block, dtype):
     algorithm, W, stride, dilation, high = kernel
     G, N, c, k, O = block
     if algorithm is depthwise:
@@ -264,24 +265,25 @@ def test_a_block_takes_about_what_is_estimated(kernel, block):
     margin = int(algorithm is pointwise)  # its estimate has the copies of parts of larger arrays
 
     def array(*shape):
-        whole = ones(*(n + margin for n in shape), dtype="float64")
+        whole = ones(*(n + margin for n in shape), dtype=dtype)
         return whole[tuple(map(slice, shape))]
 
     x, g, w = array(G, c, N, *L), array(G, k, N, *O), array(G, k, c, *W)
     prepared = algorithm.prepare(np, w, window)
     most, result = in_a_block(lambda: algorithm.forward(np, x, prepared, window))
-    estimate = 8 * algorithm.workspace(G, N, window, c, k)
+    estimate = dtype.itemsize * algorithm.workspace(G, N, window, c, k)
     results = 2 if algorithm is taps else 1  # the sum and its next term
     assert most <= estimate + results * result + 2**13
     assert estimate <= high * most
     most, result = in_a_block(lambda: algorithm.grad_weight(np, x, g, window))
-    estimate = 8 * algorithm.weight_workspace(G, N, window, c, k)
+    estimate = dtype.itemsize * algorithm.weight_workspace(G, N, window, c, k)
     assert most <= estimate + result + 2**13
     if algorithm is lines and np.prod(O) < 100:  # with room for long sums in pieces
         high = 1.5
     assert estimate <= high * most
     copies = 2 if algorithm is fft else 1
-    assert 8 * algorithm.prepared(G, window, c, k) == copies * prepared.nbytes
+    own = dtype.itemsize * algorithm.prepared(G, window, c, k)
+    assert own == copies * prepared.nbytes
 
 
 @pytest.mark.parametrize("algorithm", [taps, windows, pointwise, lines, depthwise, winograd, fft])

@@ -32,7 +32,9 @@ def grad_input(
         return
     if banded(setup, "grad_input", pairs, dx, geom, bias, grad_input):
         return
-    for strips, start, stop, copied in padding.tiles(geom.I, geom.padding_mode, geom.padding):
+    # copied cells first: their sums lie beside what the thread keeps, which blocks of others fill
+    tiles = padding.tiles(geom.I, geom.padding_mode, geom.padding)
+    for strips, start, stop, copied in sorted(tiles, key=lambda tile: not tile[-1]):
         if copied:
             _copied(setup, pairs, dx, geom, strips, bias)
         else:

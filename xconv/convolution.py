@@ -112,7 +112,7 @@ def conv(
     in full unless CuPy is set to allow TF32. "auto" does not take it until a GPU has measured it.
 
     Dask arrays stay lazy: each chunk of the result is one task, a call on the slab that it reads,
-    and one more for each part of a chunk in that slab. Along samples and space the result is cut
+    and each face of a chunk that others read is one more. Along samples and space the result is cut
     where the input is (with a stride, where the same cells are), along channels not at all. Arrays
     beside a Dask array may be of its chunks' library, and weights are one chunk.
 

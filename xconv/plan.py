@@ -154,17 +154,6 @@ def forward(
     def window(o: Ints, w: Ints) -> Window:
         return Window(o, w, geom.stride, geom.dilation)
 
-    # the widest block of one group and channel: what prepared weights may depend on
-    widest = _first(
-        halved(geom.O, tuple(range(geom.rank))),
-        lambda o: itemsize * algorithm.workspace(1, 1, window(o, geom.W), 1, 1) <= limits.block,
-    )
-
-    def weights(held: Ints) -> int:
-        g, k, c, *w = held
-        copy = converted * math.prod(held)
-        return itemsize * (algorithm.prepared(g, window(widest, tuple(w)), c, k) + copy)
-
     def numbers(held: Ints, shape: Ints, w: Ints) -> int:
         (_, k, c, *_), (g, n, *o) = held, shape
         cells, positions = g * n * slab(geom, tuple(o), w), g * n * math.prod(o)
@@ -173,6 +162,17 @@ def forward(
 
     def block(held: Ints, shape: Ints, w: Ints) -> int:
         return itemsize * numbers(held, shape, w)
+
+    # the widest block of one group and channel: what prepared weights may depend on
+    widest = _first(
+        halved(geom.O, tuple(range(geom.rank))),
+        lambda o: block((1, 1, 1), (1, 1, *o), geom.W) <= traits.long * limits.block,
+    )
+
+    def weights(held: Ints) -> int:
+        g, k, c, *w = held
+        copy = converted * math.prod(held)
+        return itemsize * (algorithm.prepared(g, window(widest, tuple(w)), c, k) + copy)
 
     def fits(held: Ints) -> bool:
         shared = weights(held)
