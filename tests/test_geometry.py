@@ -329,3 +329,27 @@ def test_embedded_in_zeros(before, after):
     right = np.pad(x, ((0, 0), (before, after)))
     np.testing.assert_array_equal(found, right, strict=True)
     assert (found is x) == (before == after == 0)
+
+
+@pytest.mark.parametrize("pair", [(0, 0), (2, 0), (-1, 0)], ids=str)
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (3, 2)])
+def test_cells_that_a_tap_reads(stride, dilation, pair):
+    geom = Geometry(1, 1, 1, 1, (9,), (3,), (9,), (stride,), (dilation,), (pair,), "zeros")
+    for tap, first, outputs, start, cells in product(
+        range(3), (0, 2), (0, 1, 4), (-3, 0, 2, 7), (0, 1, 6)
+    ):
+        there, for_which = geom.meeting(0, tap, first, outputs, start, cells)
+        at = [stride * (first + o) + dilation * tap - pair[0] - start for o in range(outputs)]
+        right = [(cell, o) for o, cell in enumerate(at) if 0 <= cell < cells]
+        found = range(cells)[there], range(outputs)[for_which]
+        assert [*zip(*found, strict=True)] == right
+
+
+def test_the_convolution_with_g_and_w_exchanged():
+    axes = ((9, 8), (3, 2), (4, 3), (2, 3), (1, 2), ((0, 0), (1, 1)))
+    geom = Geometry(5, 6, 9, 3, *axes, "zeros")
+    other = geom.exchanged()
+    assert (other.G, other.N, other.c, other.k) == (geom.G, geom.c, geom.N, geom.k)
+    assert (other.W, other.O, other.I) == (geom.O, geom.W, geom.I)
+    assert (other.stride, other.dilation) == (geom.dilation, geom.stride)
+    assert other.exchanged() == geom

@@ -4,6 +4,7 @@ import itertools
 import tracemalloc
 from fractions import Fraction
 
+import array_api_strict as strict
 import bounds
 import numpy as np
 import oracle
@@ -23,7 +24,7 @@ from xconv import (
     windows,
     winograd,
 )
-from xconv.geometry import Window
+from xconv.geometry import Geometry, Window
 from xconv.methods import TRAITS
 
 RNG = np.random.default_rng(0)
@@ -233,6 +234,40 @@ def test_bands_are_exact_on_small_integers(sizes, samples):
         for axis, outputs in enumerate(grid):
             first, last = geom.read_range(axis)
             assert outputs == -((first - last) // geom.stride[axis])
+
+
+def test_where_diagonals_apply():
+    """To rows that lie one stride apart, where the matrix that sums diagonals is small."""
+
+    def applies(I, O, W, stride=(1, 1)):
+        rank = len(stride)
+        axes = ((I,) * rank, (W,) * rank, (O,) * rank, stride, (1,) * rank, ((0, 0),) * rank)
+        return diagonals.applies(Geometry(2, 1, 2, 2, *axes, "zeros"))
+
+    assert applies(64, 16, 16)  # just as large as it may be
+    assert not applies(64, 16, 17)
+    assert not applies(200, 200, 3)
+    assert applies(9, 4, 2, (2,))
+    assert applies(9, 4, 2, (2, 2))
+    assert applies(9, 4, 2, (1, 2, 2))
+    assert not applies(9, 4, 2, (2, 1, 1))
+    assert not applies(9, 4, 2, (1, 2, 1, 1))
+
+
+def test_weights_that_are_rearranged_for_windows():
+    """Mirrored ones in NumPy, into one array, which workers share; others are views."""
+    w, window = np.ones((2, 3, 4, 3), np.float32), Window((5,), (3,), (1,), (1,))
+    assert windows.room(np, w, window) is None
+    room = windows.room(np, w[..., ::-1], window)
+    assert (room.shape, room.dtype) == ((2, 3, 12), w.dtype)
+    assert windows.room(strict, strict.asarray(w[..., ::-1]), window) is None
+
+
+def test_samples_whose_products_are_apart():
+    """Where there is no less to gather than results to sum."""
+    assert pointwise._apart(2, 1, 2, 2)
+    assert not pointwise._apart(1, 1, 2, 2)
+    assert not pointwise._apart(2, 1, 2, 3)
 
 
 def test_the_work_of_bands_is_about_that_of_their_products():

@@ -252,6 +252,12 @@ KERNELS = [  # kernel size, stride, dilation, and how many times the truth estim
 ]
 
 
+def part(algorithm, *shape, dtype="float32"):
+    """Return ones, for `pointwise` a part of an array: its estimate has the copies of those."""
+    margin = int(algorithm is pointwise)
+    return ones(*(n + margin for n in shape), dtype=dtype)[tuple(map(slice, shape))]
+
+
 @pytest.mark.parametrize("dtype", [np.dtype("float32"), np.dtype("float64")], ids=str)
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: f"{kernel[0].__name__}-{kernel[1]}")
@@ -262,12 +268,7 @@ def test_a_block_takes_about_what_is_estimated(kernel, block, dtype):
         G, c = c * G, 1
     window = Window(O, W, stride, dilation)
     L = [s * (o - 1) + d * (t - 1) + 1 for o, t, s, d in zip(O, *window[1:], strict=True)]
-    margin = int(algorithm is pointwise)  # its estimate has the copies of parts of larger arrays
-
-    def array(*shape):
-        whole = ones(*(n + margin for n in shape), dtype=dtype)
-        return whole[tuple(map(slice, shape))]
-
+    array = partial(part, algorithm, dtype=dtype)
     x, g, w = array(G, c, N, *L), array(G, k, N, *O), array(G, k, c, *W)
     prepared = algorithm.prepare(np, w, window)
     most, result = in_a_block(lambda: algorithm.forward(np, x, prepared, window))
@@ -284,6 +285,20 @@ def test_a_block_takes_about_what_is_estimated(kernel, block, dtype):
     copies = 2 if algorithm is fft else 1
     own = dtype.itemsize * algorithm.prepared(G, window, c, k)
     assert own == copies * prepared.nbytes
+
+
+@pytest.mark.parametrize(("algorithm", "W"), [(windows, (3, 2)), (pointwise, (1, 1))])
+@pytest.mark.parametrize("N", [1, 3])
+def test_sums_in_pieces_are_counted(algorithm, W, N):
+    """Each piece has a result of its own."""
+    G, c, k, O = 3, 8, 64, (128, 64)
+    L = [o + t - 1 for o, t in zip(O, W, strict=True)]
+    x, g = part(algorithm, G, c, N, *L), part(algorithm, G, k, N, *O)
+    window = Window(O, W, (1, 1), (1, 1))
+    most, result = in_a_block(lambda: algorithm.grad_weight(np, x, g, window))
+    estimate = x.itemsize * algorithm.weight_workspace(G, N, window, c, k)
+    assert most <= estimate + result + 2**13
+    assert estimate <= 1.05 * most
 
 
 @pytest.mark.parametrize("algorithm", [taps, windows, pointwise, lines, depthwise, winograd, fft])
