@@ -33,8 +33,8 @@ WEIGHT = 3.0  # a weight rearranged, once for all blocks
 TILE = 2.5  # a number of a Winograd tile, transformed forth and back
 POINT = 1.7  # a weight transformed for Winograd, per point, once for all blocks
 SPILL = 2**24  # bytes of these beyond which they take three times as long: the caches are full
-WAVE = 0.7  # a number in a Fourier transform, per level
-MODE = 600.0  # a frequency, where spectra are matrices
+WAVE = 0.33  # a number in a Fourier transform, per level
+TURN = 4.2  # a number of spectra that are matrices, in the order of products and back
 START = 100_000.0  # before winograd and fft pay at all
 
 
@@ -68,17 +68,17 @@ class Task(NamedTuple):
 
 
 def estimate(
-    task: Task, geom: Geometry, algorithm: Algorithm, o: Ints, mirrored: bool, weights: bool
+    task: Task, geom: Geometry, algorithm: Algorithm, block: Ints, mirrored: bool, weights: bool
 ) -> float:
-    """Estimate a contraction in blocks of `o` outputs along the axes.
+    """Estimate a contraction in blocks of so many samples, and outputs along the axes.
 
     ``mirrored`` weights are those of an input gradient; ``weights`` says that the contraction is a
     weight gradient and not a forward one.
     """
     if algorithm is winograd:
-        return _winograd(task, geom, o)
+        return _winograd(task, geom, block[1:])
     if algorithm is fft:
-        return _fft(task, geom, o, weights)
+        return _fft(task, geom, block, weights)
     if algorithm is depthwise:
         return _depthwise(task, geom, weights)
     points, outputs, sums = math.prod(geom.W), geom.N * math.prod(geom.O), geom.K * geom.c
@@ -109,17 +109,23 @@ def _winograd(task: Task, geom: Geometry, o: Ints) -> float:
     return START + products + transforms + weight + phases
 
 
-def _fft(task: Task, geom: Geometry, o: Ints, weights: bool) -> float:
+def _fft(task: Task, geom: Geometry, block: Ints, weights: bool) -> float:
+    samples, *o = block
     lengths = zip(o, geom.W, geom.stride, geom.dilation, strict=True)
     one = math.prod(
         float(fft.fast(s * (n - 1) + d * (w - 1) + 1))  # ints of many axes may be no float
         for n, w, s, d in lengths
     )
-    sums, cells = geom.K * geom.c, one * count(geom.O, o)
-    data = cells * geom.N * (geom.C + geom.K) + (cells if weights else one) * sums
-    waves = WAVE * task.wide * data * math.log2(one + 1)
-    modes = 2 * cells * sums * geom.N if geom.c == 1 else cells * geom.G * MODE
-    return START + waves + task.wide * modes + 4 * task.flop * cells * sums * geom.N
+    sums, cells = geom.K * geom.c, one * count(geom.O, tuple(o))
+    data, products = cells * geom.N * (geom.C + geom.K), cells * sums
+    if weights:
+        products *= -(-geom.N // samples)
+    # most rows of padded weights are zeros, and not transformed along the last axis
+    transformed = data + (products if weights else one * sums / 2)
+    waves = WAVE * transformed * math.log2(one + 1)
+    turns = TURN * (data + products) if geom.c > 1 else 2 * cells * geom.N * sums
+    operations = 4 * task.flop * cells * sums * geom.N
+    return START + math.sqrt(task.wide) * (waves + turns) + operations
 
 
 def _lines(task: Task, geom: Geometry, weights: bool) -> float:

@@ -1,9 +1,9 @@
 """`fft`: products of spectra, a tile of outputs at a time.
 
-The circular correlation of a block with the weights is the product of their discrete Fourier
-transforms, one of them conjugated; in a transform at least as long as the block, the outputs that
-the block has are free of wrapped terms (overlap-save). Blocks are the tiles, so memory stays
-bounded. Real data have real transforms. The work hardly depends on the kernel's size.
+The circular convolution of a block with the mirrored weights is the product of their discrete
+Fourier transforms; in a transform at least as long as the block, the outputs that the block has are
+free of wrapped terms (overlap-save). Blocks are the tiles, so memory stays bounded. Real data have
+real transforms. The work hardly depends on the kernel's size.
 
 Errors are relative to the largest magnitudes of a block, not to those of one output.
 """
@@ -14,12 +14,15 @@ import math
 from functools import lru_cache
 
 from .geometry import SPATIAL, Ints, Window
-from .namespace import COMPLEX, Array, Namespace, dtype_name, in_place, spread
+from .namespace import COMPLEX, Array, Namespace, dtype_name, in_place, mirrored, spread
+from .padding import Index
 
 
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
-    """Return the conjugate spectra of w (G, k, c, *W): (G, k, c, *F), for blocks of this size."""
-    spectra = _mirrored(xp, spread(xp, w, window.dilation), _lengths(window))
+    """Return the spectra of mirrored w (G, k, c, *W): (G, k, c, *F), for blocks of this size."""
+    lengths = _lengths(window)
+    w = mirrored(xp, w) * _root(lengths)
+    spectra = _spectra(xp, spread(xp, w, window.dilation), lengths)
     if w.shape[2] == 1:
         return spectra
     # in the order of the products, once and not for every block
@@ -39,8 +42,7 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
         del columns
         product = _own(xp, _channels_first(xp, product))
     y = _inverse(xp, product, real)
-    steps = (slice(0, s * (o - 1) + 1, s) for o, s in zip(window.O, window.stride, strict=True))
-    return y[(slice(None),) * SPATIAL + tuple(steps)]
+    return y[_behind(window.W, window.dilation, window.O, window.stride)]
 
 
 def grad_weight(
@@ -51,11 +53,11 @@ def grad_weight(
     lengths = _lengths(window)
     if x.shape[1] == 1:
         spectra = _spectra(xp, x, lengths)
-        product = _mirrored(xp, spread(xp, g, window.stride), lengths) * spectra
+        product = _spectra(xp, spread(xp, mirrored(xp, g), window.stride), lengths) * spectra
         product = xp.sum(product, axis=2, keepdims=True)
     else:
         spectra = _own(xp, _channels_last(xp, _spectra(xp, x, lengths)))
-        others = _mirrored(xp, spread(xp, g, window.stride), lengths)
+        others = _spectra(xp, spread(xp, mirrored(xp, g), window.stride), lengths)
         others = _own(xp, _channels_last(xp, others))
         # (G, *F, k, N) @ (G, *F, N, c) -> (G, *F, k, c)
         product = xp.matmul(others, xp.matrix_transpose(spectra))
@@ -63,34 +65,38 @@ def grad_weight(
         product = _own(xp, _channels_first(xp, product))
     del spectra
     dw = _inverse(xp, product, real)
-    steps = (slice(0, d * (w - 1) + 1, d) for w, d in zip(window.W, window.dilation, strict=True))
-    return _own(xp, dw[(slice(None),) * SPATIAL + tuple(steps)])  # not to hold on to all lengths
+    dw = dw[_behind(window.O, window.stride, window.W, window.dilation)]
+    return dw * _root(lengths)
 
 
 def _spectra(xp: Namespace, a: Array, lengths: Ints) -> Array:
-    """Return the spectra of an array.
+    """Return the spectra of an array, divided by the root of their length.
 
-    All transforms are divided by the root of their length: where NumPy 2.4 has nothing to divide
-    by, it computes those of float32 in float64, which takes four times as long.
+    Where NumPy 2.4 has nothing to divide by, it computes those of float32 in float64, which takes
+    four times as long.
     """
     axes = tuple(range(SPATIAL, a.ndim))
     transform = xp.fft.fftn if dtype_name(a.dtype) in COMPLEX else xp.fft.rfftn
     return transform(a, s=lengths, axes=axes, norm="ortho")
 
 
-def _mirrored(xp: Namespace, a: Array, lengths: Ints) -> Array:
-    """Return the spectra of an array turned around, which make a correlation of a convolution.
-
-    They are multiplied by what the other two transforms of a convolution are divided by too often.
-    """
-    complex_ = dtype_name(a.dtype) in COMPLEX
-    return xp.conj(_spectra(xp, xp.conj(a) if complex_ else a, lengths)) * math.prod(lengths) ** 0.5
+def _root(lengths: Ints) -> float:
+    """Return what two transforms, and the one back, have divided by too often."""
+    return math.sqrt(math.prod(lengths))
 
 
 def _inverse(xp: Namespace, a: Array, real: bool) -> Array:
     """Return what has these spectra; of real data, an even number on the last axis."""
     axes = tuple(range(SPATIAL, a.ndim))
     return (xp.fft.irfftn if real else xp.fft.ifftn)(a, axes=axes, norm="ortho")
+
+
+def _behind(before: Ints, apart: Ints, sizes: Ints, steps: Ints) -> Index:
+    """Index entries `steps` apart behind the first in which all of a mirrored array has a part."""
+    axes = zip(before, apart, sizes, steps, strict=True)
+    firsts = [(d * (n - 1), size, step) for n, d, size, step in axes]
+    there = (slice(first, first + step * (size - 1) + 1, step) for first, size, step in firsts)
+    return (*(slice(None),) * SPATIAL, *there)
 
 
 def _channels_last(xp: Namespace, a: Array) -> Array:
