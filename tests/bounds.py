@@ -67,12 +67,14 @@ def spectra(terms: int, cells: int, taps: int, dtype: str) -> float:
     """`fft`: `terms` channels of so many cells and taps; for dw samples, and outputs for taps.
 
     A transform of length L is wrong by e = log2(L) * eta in the 2-norm, eta = u + gamma(4) *
-    (sqrt(2) + u) ([1], section 24.1, for powers of 2). Two of them and the products are wrong by
+    (sqrt(2) + u) ([1], section 24.1, for powers of 2), and by 2*u more for each axis along which it
+    is scaled, here up to four. Two of them and the products are wrong by
     (2*e + sqrt(2) * gamma(2*terms + 4)) * ||x||_2 * ||w||_2, the way back by e * ||x||_2 * ||w||_1.
     """
     real = SUMS.get(dtype, dtype)
     u = ROUNDOFF[real]
     e = (log2(max(cells, 1)) + 4) * (u + gamma(4, real) * (sqrt(2) + u))  # at most 16 times longer
+    e += 2 * 4 * u
     products = 2 * e + sqrt(2) * gamma(2 * terms + 4, real)
     return terms * sqrt(cells) * (products * sqrt(taps) + e * taps)
 
