@@ -163,10 +163,13 @@ def forward(
     def block(held: Ints, shape: Ints, w: Ints) -> int:
         return itemsize * numbers(held, shape, w)
 
-    # the widest block of one group and channel: what prepared weights may depend on
+    def alone(o: Ints) -> int:
+        """Bytes of a block of one group and channel, but for cells that no output reads."""
+        return itemsize * (algorithm.workspace(1, 1, window(o, geom.W), 1, 1) + 3 * math.prod(o))
+
+    # the widest of these: what prepared weights may depend on
     widest = _first(
-        halved(geom.O, tuple(range(geom.rank))),
-        lambda o: block((1, 1, 1), (1, 1, *o), geom.W) <= traits.long * limits.block,
+        halved(geom.O, tuple(range(geom.rank))), lambda o: alone(o) <= traits.long * limits.block
     )
 
     def weights(held: Ints) -> int:
