@@ -103,7 +103,9 @@ def test_dilation_loads_no_more_than_the_taps_read(monkeypatch, method):
 def test_a_dilation_wider_than_the_workspace():
     x = np.zeros((1, 16, 10**6), np.float32)
     x[:, :, ::131072] = 1
-    y = xconv.conv(x, ones(2, 16, 3), dilation=131072, max_workspace=2**20)
+    w, options = ones(2, 16, 3), {"dilation": 131072, "max_workspace": 2**20}
+    y = xconv.conv(x, w, **options)
+    assert xconv.explain(x, w, **options).steps[0].blocks <= 128
     expected = sum(x[0, 0, t * 131072 : t * 131072 + y.shape[-1]] for t in range(3)) * 16
     assert (y[0] == expected).all()
 
