@@ -250,7 +250,7 @@ KERNELS = [  # kernel size, stride, dilation, and how many times the truth estim
     (lines, (2, 3), (4, 1), (1, 1), 1.02),
     (winograd, (3, 2), (1, 1), (1, 1), 1.02),
     (winograd, (2, 1), (1, 1), (2, 3), 1.02),
-    (fft, (6, 5), (2, 1), (1, 2), 1.75),
+    (fft, (6, 5), (2, 1), (1, 2), 1.06),
 ]
 
 
@@ -281,7 +281,9 @@ def test_a_block_takes_about_what_is_estimated(kernel, block, dtype):
     most, result = in_a_block(lambda: algorithm.grad_weight(np, x, g, window))
     estimate = dtype.itemsize * algorithm.weight_workspace(G, N, window, c, k)
     assert most <= estimate + result + 2**13
-    if algorithm is lines and np.prod(O) < 100:  # with room for long sums in pieces
+    if algorithm is fft:  # a sum of what is not held at once
+        high = 1.4
+    elif algorithm is lines and np.prod(O) < 100:  # with room for long sums in pieces
         high = 1.5
     assert estimate <= high * most
     copies = 2 if algorithm is fft else 1

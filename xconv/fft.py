@@ -148,8 +148,7 @@ def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
 
 def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that `grad_weight` needs beyond its operands and its result."""
-    most = max(2 * N * c, N * (c + 3 * k), N * (c + k) + c * k, 3 * c * k)
-    return G * most * _size(window)
+    return G * max(2 * N * c, N * (c + 3 * k), 3 * c * k) * _size(window)
 
 
 def prepared(G: int, window: Window, c: int, k: int) -> int:
