@@ -241,7 +241,9 @@ def test_where_diagonals_apply():
 
     def applies(I, O, W, stride=(1, 1)):
         rank = len(stride)
-        axes = ((I,) * rank, (W,) * rank, (O,) * rank, stride, (1,) * rank, ((0, 0),) * rank)
+        more = (99,) * (rank - 1)  # of which rows there may be any number
+        sizes = ((*more, last) for last in (I, W, O))
+        axes = (*sizes, stride, (1,) * rank, ((0, 0),) * rank)
         return diagonals.applies(Geometry(2, 1, 2, 2, *axes, "zeros"))
 
     assert applies(64, 16, 16)  # just as large as it may be

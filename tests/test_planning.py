@@ -1,5 +1,6 @@
 """What blocks must not do: load what no tap reads, outgrow the workspace, lose exactness."""
 
+import itertools
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -261,8 +262,11 @@ def part(algorithm, *shape, dtype="float32"):
 
 
 @pytest.mark.parametrize("dtype", [np.dtype("float32"), np.dtype("float64")], ids=str)
-@pytest.mark.parametrize("block", BLOCKS, ids=str)
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: f"{kernel[0].__name__}-{kernel[1]}")
+@pytest.mark.parametrize(
+    ("kernel", "block"),
+    [*itertools.product(KERNELS, BLOCKS), (KERNELS[-1], (1, 4, 30, 2, (20, 20)))],
+    ids=lambda one: f"{one[0].__name__}-{one[1]}" if one in KERNELS else str(one),
+)
 def test_a_block_takes_about_what_is_estimated(kernel, block, dtype):
     algorithm, W, stride, dilation, high = kernel
     G, N, c, k, O = block
@@ -291,18 +295,28 @@ def test_a_block_takes_about_what_is_estimated(kernel, block, dtype):
     assert own == copies * prepared.nbytes
 
 
-@pytest.mark.parametrize(("algorithm", "W"), [(windows, (3, 2)), (pointwise, (1, 1))])
-@pytest.mark.parametrize("N", [1, 3])
-def test_sums_in_pieces_are_counted(algorithm, W, N):
-    """Each piece has a result of its own."""
-    G, c, k, O = 3, 8, 64, (128, 64)
+@pytest.mark.parametrize(
+    ("algorithm", "G", "N", "c", "k", "O"),
+    [
+        (windows, 3, 1, 8, 64, (128, 64)),
+        (windows, 3, 3, 8, 64, (128, 64)),
+        (pointwise, 3, 1, 8, 64, (128, 64)),
+        (pointwise, 3, 3, 8, 64, (128, 64)),
+        (pointwise, 1, 256, 64, 64, (4, 4)),
+        (pointwise, 1, 2, 64, 128, (64, 64)),
+        (pointwise, 1, 256, 64, 128, (4, 4)),
+    ],
+)
+def test_sums_in_pieces_are_counted(algorithm, G, N, c, k, O):
+    """Each piece has a result of its own, where results are few."""
+    W = (1, 1) if algorithm is pointwise else (3, 2)
     L = [o + t - 1 for o, t in zip(O, W, strict=True)]
     x, g = part(algorithm, G, c, N, *L), part(algorithm, G, k, N, *O)
     window = Window(O, W, (1, 1), (1, 1))
     most, result = in_a_block(lambda: algorithm.grad_weight(np, x, g, window))
     estimate = x.itemsize * algorithm.weight_workspace(G, N, window, c, k)
     assert most <= estimate + result + 2**13
-    assert estimate <= 1.05 * most
+    assert estimate <= (1.01 if algorithm is pointwise else 1.05) * most
 
 
 @pytest.mark.parametrize("algorithm", [taps, windows, pointwise, lines, depthwise, winograd, fft])
