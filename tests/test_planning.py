@@ -242,6 +242,7 @@ BLOCKS = [
     (1, 3, 40, 40, (5, 4)),
     (2, 1, 3, 2, (70, 80)),
 ]
+SPECTRA = [(1, 4, 30, 2, (20, 20)), (1, 40, 2, 3, (20, 20))]  # of many samples
 KERNELS = [  # kernel size, stride, dilation, and how many times the truth estimates may be
     (taps, (3, 2), (2, 1), (1, 2), 1.02),
     (windows, (3, 2), (2, 1), (1, 2), 1.02),
@@ -264,7 +265,7 @@ def part(algorithm, *shape, dtype="float32"):
 @pytest.mark.parametrize("dtype", [np.dtype("float32"), np.dtype("float64")], ids=str)
 @pytest.mark.parametrize(
     ("kernel", "block"),
-    [*itertools.product(KERNELS, BLOCKS), (KERNELS[-1], (1, 4, 30, 2, (20, 20)))],
+    [*itertools.product(KERNELS, BLOCKS), *itertools.product(KERNELS[-1:], SPECTRA)],
     ids=lambda one: f"{one[0].__name__}-{one[1]}" if one in KERNELS else str(one),
 )
 def test_a_block_takes_about_what_is_estimated(kernel, block, dtype):
