@@ -227,10 +227,10 @@ class Meaning:
         one = np.eye(taps, dtype=np.int64).reshape(taps, 1, *self.W)
         match self.name:
             case "unfold":
-                cols = oracle.conv(x.reshape(-1, 1, *self.I), one, **o)
+                cols = oracle.conv(x.reshape(x.shape[0] * x.shape[1], 1, *self.I), one, **o)
                 return {"cols": cols.reshape(self.result_shape("cols"))}
             case "fold":
-                cols = a["cols"].reshape(-1, taps, *self.O)
+                cols = a["cols"].reshape(self.N * self.C, taps, *self.O)
                 dx = oracle.conv_transpose(cols, one, output_size=self.I, **o)
                 return {"dx": dx.reshape(self.N, self.C, *self.I)}
             case "conv_grad_input":
