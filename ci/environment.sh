@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 use_environment() {
     local base=${PYTHON:-python3} stamp=.venv-ci/made-from made_from
-    made_from=$("$base" -c 'import sys; print(sys.prefix, sys.version)' && cksum pyproject.toml ci/lock.txt)
+    made_from=$("$base" -c 'import sys; print(sys.base_prefix, sys.version)' && cksum pyproject.toml ci/lock.txt)
     if [[ ! -f $stamp || $(<"$stamp") != "$made_from" ]]; then
         "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "need Python 3.11 or newer")'
         "$base" -m venv --clear .venv-ci
