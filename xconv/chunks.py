@@ -291,8 +291,8 @@ def grad_weight(
 def _add_up(graph: _Graph, refs: list[TaskRef], key: Ints) -> None:
     """Add the sum of some arrays, `FAN_IN` at a time to the sum of those before.
 
-    In their order, which Dask follows: it takes the branches of a tree in any order, and holds
-    twice to five times as many chunks of the input meanwhile.
+    In their order, which Dask follows: it takes the branches of a balanced tree in any order, and
+    holds up to five times as many chunks of the input meanwhile.
     """
     groups = [refs[i : i + FAN_IN] for i in range(0, len(refs), FAN_IN)]
     before: list[TaskRef] = []
