@@ -332,3 +332,12 @@ def test_sums_are_cut_where_they_may_be(algorithm):
     else:
         with pytest.raises(Refusal):
             plan.forward(geom, algorithm, 4, limits)
+
+
+def test_an_input_gradient_that_fits_neither_way():
+    """A kernel longer than its outputs may be taken as data: refused as any other, if neither."""
+    dy, w = ones(2, 4, 6), ones(4, 3, 15)
+    with pytest.raises(
+        ValueError, match=r"^conv_grad_input: need max_workspace to hold .* needed 56 "
+    ):
+        xconv.conv_grad_input(dy, w, (20,), max_workspace=1)
