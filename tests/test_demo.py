@@ -56,6 +56,17 @@ def test_a_wrong_gradient_is_noticed(monkeypatch):
         demo.check_network(network, x, target)
 
 
+def test_gradients_where_every_relu_switches():
+    """Black images and no bias: the loss has a kink there, and its gradient is that of one side."""
+    rng = np.random.default_rng(0)
+    x, target = np.zeros((4, 1, 8, 8), "float32"), np.full((4, 10), 0.05, "float32")
+    target[:, 0] = 0.55
+    network = demo.Network(rng, x)
+    for conv in network.convs[:-1]:
+        conv.bias = 0 * conv.bias
+    assert demo.check_network(network, x, target) < 1e-5
+
+
 def test_same_seed_same_result():
     first, again, other = (demo.run("numpy", seed=seed, epochs=1) for seed in (3, 3, 4))
     assert first.losses == again.losses != other.losses
