@@ -190,6 +190,22 @@ def test_without_new_threads(monkeypatch):
     assert_array_equal(call(), right, strict=True)
 
 
+@pytest.mark.parametrize("size, held", [(1024, 0), (1025, 3)])
+def test_short_calls_leave_blas_alone(monkeypatch, size, held):
+    """Those of up to 2**13 multiplications, which it does on one thread."""
+    calls, enter = contractions(draw(1, 2, size), draw(2, 2, 2)), workers._blas.enter
+    entered = []
+
+    def counted():
+        entered.append(size)
+        return enter()
+
+    monkeypatch.setattr(workers._blas, "enter", counted)
+    for call in calls:
+        call()
+    assert len(entered) == held
+
+
 # ---------------------------------------------------------------- interrupts
 
 

@@ -257,11 +257,12 @@ def test_where_diagonals_apply():
 
 
 def test_weights_that_are_rearranged_for_windows():
-    """Mirrored ones in NumPy, into one array, which workers share; others are views."""
-    w, window = np.ones((2, 3, 4, 3), np.float32), Window((5,), (3,), (1,), (1,))
+    """Many mirrored ones in NumPy, into one array, which workers share; others are views."""
+    w, window = np.ones((2, 2**15, 2, 2), np.float32), Window((5,), (2,), (1,), (1,))
     assert windows.room(np, w, window) is None
     room = windows.room(np, w[..., ::-1], window)
-    assert (room.shape, room.dtype) == ((2, 3, 12), w.dtype)
+    assert (room.shape, room.dtype) == ((2, 2**15, 4), w.dtype)
+    assert windows.room(np, w[:, 1:, :, ::-1], window) is None
     assert windows.room(strict, strict.asarray(w[..., ::-1]), window) is None
 
 

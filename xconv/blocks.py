@@ -137,6 +137,8 @@ def _prepared(setup: Setup, plan: Forward, w: Array, part: Index, window: Window
         prepare(setup.xp, w[some], window, room[some])
 
     count = min(TASKS, 1 + math.prod(room.shape) // 2**20)
+    if count == 1:
+        return prepare(setup.xp, w, window, room)
     rows = parts(0, w.shape[1], -(-w.shape[1] // count))
     workers.run(rows, work, workers=min(count, setup.threads))
     return room

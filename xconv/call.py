@@ -38,6 +38,10 @@ from .namespace import (
 )
 from .plan import CPU, GPU, Limits
 
+# Multiplications up to which a call holds no BLAS at one thread, as none would use another for its
+# products: OpenBLAS does beyond 2**18 of them, of a matrix and a vector beyond 9216.
+SHORT = 2**13
+
 BLOCKED: dict[str, Callable[..., None]] = {
     "forward": blocks.forward,
     "grad_input": cells.grad_input,
@@ -124,6 +128,13 @@ class Call:
     def weight_terms(self) -> int:
         """Count the products that one weight's gradient sums."""
         return self.geom.N * math.prod(self.geom.O)
+
+    @cached_property
+    def short(self) -> bool:
+        """Whether threads would be of no use."""
+        geom = self.geom
+        positions = max(math.prod(geom.O), math.prod(geom.I))
+        return geom.N * geom.K * geom.c * math.prod(geom.W) * positions <= SHORT
 
     def forward(
         self,
@@ -278,7 +289,7 @@ class Call:
         if not in_place(xp):
             return evaluate(Setup(task, conjugate, 1))
         with current(like):
-            if on_gpu(xp):
+            if on_gpu(xp) or self.short:
                 return write(Setup(task, conjugate, 1))
             with workers.available() as threads:
                 return write(Setup(task, conjugate, threads))

@@ -33,8 +33,7 @@ def grad_input(
     if banded(setup, "grad_input", pairs, dx, geom, bias, grad_input):
         return
     # copied cells first: their sums lie beside what the thread keeps, which blocks of others fill
-    tiles = padding.tiles(geom.I, geom.padding_mode, geom.padding)
-    for strips, start, stop, copied in sorted(tiles, key=lambda tile: not tile[-1]):
+    for strips, start, stop, copied in padding.tiles(geom.I, geom.padding_mode, geom.padding):
         if copied:
             _copied(setup, pairs, dx, geom, strips, bias)
         else:

@@ -120,12 +120,19 @@ def ungrouped(xp: Namespace, a: Array, axes: Axes, batched: bool = True) -> Arra
 
 def grouped_weights(xp: Namespace, w: Array, axes: Axes, G: int, lead: int = 0) -> Array:
     """Return w as ``(G, k, c, *W)``, behind `lead` more axes that come first in both."""
-    order = (*range(lead), *(lead + axis for axis in (axes.last, axes.first, *axes.spatial)))
-    if order != tuple(range(w.ndim)):
+    order = _weights_order(axes, lead)
+    if order is not None:
         w = xp.permute_dims(w, order)
     if G == 1:
         return w[along(lead, None)]
     return xp.reshape(w, (*w.shape[:lead], G, w.shape[lead] // G, *w.shape[lead + 1 :]))
+
+
+@lru_cache(maxsize=256)
+def _weights_order(axes: Axes, lead: int) -> Ints | None:
+    """Return the order that axes are to be brought in, None where they are in it."""
+    order = (*range(lead), *(lead + axis for axis in (axes.last, axes.first, *axes.spatial)))
+    return None if order == tuple(range(len(order))) else order
 
 
 def ungrouped_weights(xp: Namespace, w: Array, axes: Axes, lead: int = 0) -> Array:

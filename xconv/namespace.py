@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import lru_cache
+from operator import mul
 from typing import Any
 
 import array_api_compat
@@ -301,9 +302,9 @@ def windows(xp: Namespace, x: Array, window: Window) -> Array:
         shape = (*x.shape[:2], *window.W, x.shape[2], *window.O)
         strides = (
             *x.strides[:2],
-            *(d * n for d, n in zip(window.dilation, spatial, strict=True)),
+            *map(mul, window.dilation, spatial),
             x.strides[2],
-            *(s * n for s, n in zip(window.stride, spatial, strict=True)),
+            *map(mul, window.stride, spatial),
         )
         return strided(xp, x, shape, strides)
     for a in range(len(window.O)):
@@ -395,7 +396,7 @@ def gathered(xp: Namespace, view: Array, shape: tuple[int, ...], name: str | Non
     if in_place(xp):
         block = scratch(xp, view.shape, view.dtype if name is None else dtype_of(xp, name))
         block[...] = view
-        view = block
+        return block.reshape(shape)
     return xp.reshape(view, shape)
 
 

@@ -120,9 +120,9 @@ class Tile(NamedTuple):
 
 @lru_cache(maxsize=256)
 def tiles(sizes: Ints, mode: str, pairs: tuple[tuple[int, int], ...]) -> tuple[Tile, ...]:
-    """Cut the input into boxes of strips."""
+    """Cut the input into boxes of strips, those that are copied first."""
     axes = [strips(size, mode, *pair) for size, pair in zip(sizes, pairs, strict=True)]
-    return tuple(
+    found = (
         Tile(
             tile,
             tuple(strip.start for strip in tile),
@@ -131,6 +131,7 @@ def tiles(sizes: Ints, mode: str, pairs: tuple[tuple[int, int], ...]) -> tuple[T
         )
         for tile in itertools.product(*axes)
     )
+    return tuple(sorted(found, key=lambda tile: not tile.copied))
 
 
 def copies(size: int, mode: str, pair: tuple[int, int], a: int, b: int) -> list[Run]:

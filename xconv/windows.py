@@ -23,12 +23,13 @@ from .namespace import (
     windows,
 )
 
+MANY = 2**18  # weights that are worth a second worker where they are rearranged
 SHORT = 256  # positions of a sample below which samples share one product
 
 
 def room(xp: Namespace, w: Array, window: Window) -> Array | None:
-    """Return an array for weights that have to be rearranged, as mirrored ones."""
-    if not in_place(xp) or w.flags.c_contiguous:
+    """Return an array for many weights that have to be rearranged, as mirrored ones."""
+    if not in_place(xp) or w.size < MANY or w.flags.c_contiguous:
         return None
     return xp.empty((*w.shape[:2], math.prod(w.shape[2:])), dtype=w.dtype)
 
@@ -49,13 +50,15 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
         place = None if out is None else merged(swapped(xp, out), 3)
         # (G, 1, k, c*W) @ (G, N, c*W, O) -> (G, N, k, O)
         y = matmul(xp, w[:, None, ...], columns, place)
-        y = swapped(xp, xp.reshape(y, (G, N, k, *window.O)))
+        if place is None:
+            return swapped(xp, xp.reshape(y, (G, N, k, *window.O)))
     else:
         place = None if out is None else merged(out, 2)
         # (G, k, c*W) @ (G, c*W, N*O) -> (G, k, N*O)
         y = matmul(xp, w, _columns(xp, x, window, 1)[:, 0, ...], place)
-        y = xp.reshape(y, (G, k, N, *window.O))
-    return y if place is None else out
+        if place is None:
+            return xp.reshape(y, (G, k, N, *window.O))
+    return out
 
 
 def grad_weight(
