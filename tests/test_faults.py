@@ -190,7 +190,7 @@ def test_without_new_threads(monkeypatch):
     assert_array_equal(call(), right, strict=True)
 
 
-@pytest.mark.parametrize("size, held", [(1024, 0), (1025, 3)])
+@pytest.mark.parametrize(("size", "held"), [(1024, 0), (1025, 3)])
 def test_short_calls_leave_blas_alone(monkeypatch, size, held):
     """Those of up to 2**13 multiplications, which it does on one thread."""
     calls, enter = contractions(draw(1, 2, size), draw(2, 2, 2)), workers._blas.enter
