@@ -197,27 +197,32 @@ def _ordered(xp: Namespace, a: Array, b: Array, order: Ints) -> Array:
     return block
 
 
+@lru_cache(maxsize=256)
 def _back(order: Ints) -> Ints:
     """Return the order that undoes an order of axes."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
+@lru_cache(maxsize=256)
 def _outputs(W: Ints) -> Ints:
     """Return m, the outputs of a tile per axis: of six points, or of four if many axes have few."""
     points = 6 if sum(w > 1 for w in W) <= 2 or max(W) > 3 else 4
     return tuple(points - w + 1 if w > 1 else 1 for w in W)
 
 
+@lru_cache(maxsize=256)
 def _points(W: Ints) -> Ints:
     """Return n, the points of a tile per axis."""
     return tuple(m + w - 1 for m, w in zip(_outputs(W), W, strict=True))
 
 
+@lru_cache(maxsize=256)
 def phases(window: Window) -> Ints:
     """Return how many phases each axis has."""
     return tuple(map(min, window.dilation, window.O))
 
 
+@lru_cache(maxsize=256)
 def _tiles(window: Window) -> Ints:
     """Return how many tiles each axis of a phase has."""
     sizes = zip(window.O, phases(window), _outputs(window.W), strict=True)
