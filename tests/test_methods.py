@@ -9,6 +9,7 @@ import bounds
 import numpy as np
 import oracle
 import pytest
+from threadpoolctl import threadpool_limits
 
 import xconv
 from xconv import (
@@ -264,6 +265,19 @@ def test_weights_that_are_rearranged_for_windows():
     assert (room.shape, room.dtype) == ((2, 2**15, 4), w.dtype)
     assert windows.room(np, w[:, 1:, :, ::-1], window) is None
     assert windows.room(strict, strict.asarray(w[..., ::-1]), window) is None
+
+
+def test_workers_share_what_they_rearrange():
+    """A million mirrored weights, a part of the output channels at a time."""
+    w = np.random.default_rng(0).integers(-2, 3, (512, 512, 2, 2)).astype("float32")
+    dy = np.random.default_rng(1).integers(-2, 3, (1, 512, 2, 3)).astype("float32")
+    with threadpool_limits(2):
+        dx = xconv.conv_grad_input(dy, w, (3, 4), method="windows")
+    (phase,) = dy
+    right = np.zeros((512, 3, 4))
+    for i, j in np.ndindex(2, 2):
+        right[:, i : i + 2, j : j + 3] += np.tensordot(w[:, :, i, j].astype(float), phase, (0, 0))
+    np.testing.assert_array_equal(dx[0], right)
 
 
 def test_samples_whose_products_are_apart():
