@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from .errors import Refusal, public
 from .namespace import Array, accept
-from .validation import Settings, check_bias, forward_call, rank_of, transposed_call
+from .validation import Settings, check_bias, forward_call, transposed_call
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -242,7 +242,7 @@ def _of_rank(function: Callable[P, R], rank: int, x: str, w: str, shape: str) ->
 
     def ranked(*args: P.args, **kwargs: P.kwargs) -> R:
         weights = accept(x=args[0], w=args[1])[1][1] if len(args) > 1 else None
-        if weights is not None and rank_of(tuple(weights.shape)) != rank:
+        if weights is not None and len(weights.shape) != rank + 2:
             raise Refusal(
                 f"w of {rank + 2} dimensions, {rank} of them spatial", f"w of shape {weights.shape}"
             )

@@ -75,7 +75,9 @@ def weight_sizes(shape: Ints, axes: Axes) -> Weights:
 def rank_of(shape: Ints) -> int:
     """Return the number of spatial axes of a convolution with weights of this shape."""
     if len(shape) < 3:
-        raise Refusal("w of at least 3 dimensions", f"w of shape {shape}")
+        raise Refusal(
+            "w of at least 3 dimensions, all but two of them spatial", f"w of shape {shape}"
+        )
     return len(shape) - 2
 
 
