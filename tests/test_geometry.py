@@ -353,3 +353,15 @@ def test_the_convolution_with_g_and_w_exchanged():
     assert (other.W, other.O, other.I) == (geom.O, geom.W, geom.I)
     assert (other.stride, other.dilation) == (geom.dilation, geom.stride)
     assert other.exchanged() == geom
+
+
+def test_tiles_that_are_copied_come_first():
+    """Of cells 0 to 4, padding by one on each side copies 1 and 3."""
+    tiles = padding.tiles((5,), "reflect", ((1, 1),))
+    assert [(tile.start, tile.copied) for tile in tiles] == [
+        ((1,), True),
+        ((3,), True),
+        ((0,), False),
+        ((2,), False),
+        ((4,), False),
+    ]
