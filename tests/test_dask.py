@@ -514,6 +514,7 @@ def test_what_the_demo_needs(monkeypatch, capsys):
     assert "divides --size, and a worker; got --size 50, --chunk [20, 25, 50]" in refused(
         "--size", "50", "--chunk", "20", "25", "50"
     )
+    assert "need --memory in bytes, such as 512MiB; " in refused("--memory", "lots")
     monkeypatch.setitem(sys.modules, "zarr", None)
     assert "need zarr: pip install '.[scale]'" in refused()
 

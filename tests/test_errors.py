@@ -602,3 +602,32 @@ def test_two_devices(name, place):
     args = [strict.asarray(a) if isinstance(a, np.ndarray) else a for a in good(name)]
     args[place] = strict.asarray(good(name)[place], device=devices[1])
     check(TypeError, ["CPU_DEVICE", "device1"], getattr(xconv, name), *args)
+
+
+HINTS = [  # a call, and what its error says
+    (lambda x, w: xconv.conv(x[0, 0], w[0, 0]), r"w\[None, None\] of one kernel"),
+    (lambda x, w: xconv.conv2d(x[0, 0], w[0, 0]), "w of 4 dimensions, 2 of them spatial"),
+    (lambda x, w: xconv.conv(x.transpose(0, 2, 3, 1), w), "or layout='channels_last'"),
+    (
+        lambda x, w: xconv.conv_grad_weight(x, x, w.shape),
+        r"sizes of w alone, such as w.shape\[2:\]",
+    ),
+    (lambda x, w: xconv.conv_transpose(x, w[:4], groups=3), "groups 3, channels 12 and 4"),
+]
+
+
+@pytest.mark.parametrize(("call", "hint"), HINTS)
+def test_hints(call, hint):
+    with pytest.raises(ValueError, match=rf": need .*{hint}"):
+        call(make(2, 4, 7, 6), make(6, 4, 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("x", "layout"), [((2, 7, 6, 5), "channels_first"), ((2, 4, 7, 6), "channels_last")]
+)
+def test_no_hint_at_a_layout_that_would_not_do(x, layout):
+    with pytest.raises(ValueError, match="need the channels of x") as info:
+        xconv.conv(
+            make(*x), make(*((6, 7) if layout == "channels_last" else (6, 4)), 3, 2), layout=layout
+        )
+    assert "or layout" not in info.value.args[0]

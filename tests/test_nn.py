@@ -1,5 +1,6 @@
 """The layers of `xconv.nn` and the checks of `xconv.testing`."""
 
+import pickle
 import re
 import sys
 
@@ -157,6 +158,32 @@ class TestEither:
         right = backward(dy, second, layer.weight)
         for result, expected in zip(layer.backward(dy), right, strict=True):
             assert_array_equal(result, expected, strict=True)
+
+    def test_backward_is_of_the_weights_of_the_call(self, kind):
+        layer = kind(3, 4, (3, 3))
+        y = layer(draw(2, 3, 7, 7, dtype=np.float32))
+        before = layer.backward(y)
+        layer.weight = 0 * layer.weight
+        assert_array_equal(layer.backward(y).dx, before.dx, strict=True)
+
+    def test_a_step_keeps_the_dtypes(self, kind):
+        """Where a loss is computed in float64, as NumPy does with labels that nobody cast."""
+        layer = kind(3, 4, (3, 3))
+        x = draw(2, 3, 7, 7, dtype=np.float32)
+        for _ in range(2):
+            grads = layer.backward(layer(x).astype(np.float64))
+            assert [grad.dtype for grad in grads] == [np.float32] * 3
+            layer.weight = layer.weight - 0.01 * grads.dw
+            layer.bias = layer.bias - 0.01 * grads.db
+
+    def test_copies_do_not_hold_what_was_given(self, kind):
+        layer = kind(3, 4, (3, 3))
+        y = layer(draw(2, 3, 7, 7, dtype=np.float32))
+        other = pickle.loads(pickle.dumps(layer))
+        assert_array_equal(other.weight, layer.weight, strict=True)
+        with pytest.raises(ValueError, match="need a call of the layer before; got none"):
+            other.backward(y)
+        layer.backward(y)  # which it still can
 
     def test_one_sample(self, kind):
         layer, x = kind(4, 6, (3, 2), rng=rng(), like=np.empty(0)), draw(4, 7, 6)

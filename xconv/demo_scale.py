@@ -141,10 +141,14 @@ class Cluster:
         self.gigabytes = 4 * options.size**3 / 1e9
         self.local = None
         if options.scheduler is None:
+            try:
+                limit = _imported("dask.utils").parse_bytes(options.memory)
+            except ValueError as error:
+                raise Unavailable(f"need --memory in bytes, such as 512MiB; {error}") from None
             self.local = self.distributed.LocalCluster(
                 n_workers=options.workers,
                 threads_per_worker=1,
-                memory_limit=options.memory,
+                memory_limit=limit,
                 dashboard_address=None,
             )
         try:

@@ -443,8 +443,8 @@ def geometry(N: int, C: int, K: int, I: Ints, W: Ints, opts: Options) -> Geometr
     G = opts.groups
     if C % G or K % G:
         raise Refusal(
-            "groups to divide the input and the output channels",
-            f"groups {G}, input channels {C}, output channels {K}",
+            "groups to divide the channels of the input and of the output",
+            f"groups {G}, channels {C} and {K}",
         )
     O, pairs = output_size(I, W, opts)
     stride = tuple(s if o > 1 else 1 for s, o in zip(opts.stride, O, strict=True))

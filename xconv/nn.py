@@ -12,13 +12,13 @@ from .geometry import index, sizes
 from .geometry import options as shape_options
 from .gradients import ConvGrads, conv_backward, conv_transpose_backward
 from .layout import layout_axes
-from .namespace import Array, check_bytes, random_uniform
+from .namespace import Array, accept, cast, check_bytes, dtype_name, random_uniform
 
 __all__ = ["Conv", "ConvTranspose"]
 
 
 class _Layer:
-    """Weights, options, and the input of the last call."""
+    """Weights, options, and the arrays of the last call."""
 
     _transposed: bool
     _forward: Any
@@ -74,7 +74,7 @@ class _Layer:
         self.weight: Array = random_uniform(shape, bound, rng, like)
         self.bias: Array | None = random_uniform((K,), bound, rng, like) if bias else None
         self.options = options
-        self._x: Array | None = None
+        self._given: tuple[Array, Array] | None = None
 
     def __repr__(self) -> str:
         """Return the shape of the weights and the options."""
@@ -82,10 +82,17 @@ class _Layer:
         name, bias = type(self).__name__, self.bias is not None
         return f"{name}(weight {tuple(self.weight.shape)}, bias={bias}{given})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the arrays of the last call where the layer is copied or pickled."""
+        return {**self.__dict__, "_given": None}
+
     def __call__(self, x: Array) -> Array:
-        """Return the layer's output for x, and remember x for `backward`."""
+        """Return the layer's output for x, and remember x and the weights for `backward`.
+
+        They are not copied: do not write to them before that.
+        """
         y = type(self)._forward(x, self.weight, self.bias, **self.options)
-        self._x = x
+        self._given = x, self.weight
         return y
 
     def backward(self, dy: Array) -> ConvGrads:
@@ -99,17 +106,19 @@ class _Layer:
         Returns
         -------
         ConvGrads
-            ``dx``, ``dw`` and ``db``; the last is None for a layer without bias.
+            ``dx``, ``dw`` and ``db``, in the dtypes of x and of the weights at that call, and of
+            the bias; the last is None for a layer without bias.
         """
-        if self._x is None:
+        if self._given is None:
             raise ValueError(
                 f"{type(self).__name__}.backward: need a call of the layer before; got none"
             )
         mask = (True, True, self.bias is not None)
-        grads: ConvGrads = type(self)._backward(
-            dy, self._x, self.weight, output_mask=mask, **self.options
-        )
-        return grads
+        grads: ConvGrads = type(self)._backward(dy, *self._given, output_mask=mask, **self.options)
+        if self.bias is None:
+            return grads
+        xp, (db,) = accept(db=grads.db)
+        return grads._replace(db=cast(xp, db, dtype_name(self.bias.dtype)))
 
 
 class Conv(_Layer):
@@ -163,6 +172,7 @@ class Conv(_Layer):
     >>> grads.dw.shape
     (8, 3, 5, 5)
     >>> layer.weight = layer.weight - 0.01 * grads.dw
+    >>> layer.bias = layer.bias - 0.01 * grads.db
     """
 
     _transposed = False

@@ -76,7 +76,8 @@ def rank_of(shape: Ints) -> int:
     """Return the number of spatial axes of a convolution with weights of this shape."""
     if len(shape) < 3:
         raise Refusal(
-            "w of at least 3 dimensions, all but two of them spatial", f"w of shape {shape}"
+            "w of at least 3 dimensions, all but two of them spatial (w[None, None] of one kernel)",
+            f"w of shape {shape}",
         )
     return len(shape) - 2
 
@@ -121,10 +122,12 @@ def _call(xp: Namespace, settings: Settings, axes: Layout, batched: bool, geom: 
     )
 
 
-def _channels(x: Data, w: Weights, groups: int) -> None:
+def _channels(x: Data, w: Weights, groups: int, layout: Any) -> None:
     if x.channels != w.c * groups:
+        last = layout == "channels_first" and x.spatial[-1] == w.c * groups
+        hint = ", or layout='channels_last' where they come last" if last else ""
         raise Refusal(
-            f"the channels of {x.name} to be groups times the input channels of w",
+            f"the channels of {x.name} to be groups times the input channels of w{hint}",
             f"channels {x.channels} of {'samples' if x.batched else 'one sample'} of size "
             f"{x.spatial}, groups {groups}, w with {w.c} input channels and kernel size {w.W}",
         )
@@ -183,7 +186,7 @@ def forward_call(xp: Namespace, x: Ints, w: Ints, settings: Settings) -> Call:
     axes = layout.layout_axes(settings.layout, rank)
     opts = options(rank, *settings[:5])
     data, weights = data_sizes(x, "x", axes.x), weight_sizes(w, axes.w)
-    _channels(data, weights, opts.groups)
+    _channels(data, weights, opts.groups, settings.layout)
     geom = geometry(data.N, data.channels, weights.K, data.spatial, weights.W, opts)
     return _call(xp, settings, axes, data.batched, geom)
 
@@ -208,6 +211,12 @@ def weight_call(xp: Namespace, dy: Ints, x: Ints, kernel_size: Any, settings: Se
     """Return the call of a weight gradient: of the shapes of dy and x, and the kernel sizes."""
     W = sizes(kernel_size, "kernel_size")
     rank = len(W)
+    if not rank + 1 <= len(x) <= rank + 2:
+        raise Refusal(
+            "kernel_size of the spatial sizes of w alone, such as w.shape[2:], for x of one "
+            "dimension more, or two with a batch",
+            f"kernel_size {W}, x of shape {x}",
+        )
     axes = layout.layout_axes(settings.layout, rank)
     opts = options(rank, *settings[:5])
     data, result = data_sizes(x, "x", axes.x), data_sizes(dy, "dy", axes.y)
