@@ -453,6 +453,35 @@ def test_empty_chunks(chunks):
         assert_array_equal(got.compute(), right, strict=True)
 
 
+@pytest.mark.parametrize(
+    "samples",
+    [(3, 0), (0, 3), (2, 0, 1), (0, 1, 0, 2)],
+    ids=lambda sizes: "-".join(map(str, sizes)),
+)
+def test_chunks_of_no_samples(samples):
+    """As of a selection, once its sizes are known."""
+    x, w, dy = draw(3, 2, 8), draw(4, 2, 3), draw(3, 4, 6)
+    chunks = (samples, -1, -1)
+    lx, ldy = da.from_array(x, chunks=chunks), da.from_array(dy, chunks=chunks)
+    assert_array_equal(xconv.conv(lx, w).compute(), xconv.conv(x, w), strict=True)
+    for lazy in xconv.conv_backward(ldy, lx, w), xconv.conv_backward(ldy, x, w):
+        for got, right in zip(lazy, xconv.conv_backward(dy, x, w), strict=True):
+            assert_array_equal(got.compute(), right, strict=True)
+    each = xconv.conv_grad_weight(ldy, lx, (3,), per_sample=True)
+    assert each.chunks[0] == samples
+    right = xconv.conv_grad_weight(dy, x, (3,), per_sample=True)
+    assert_array_equal(each.compute(), right, strict=True)
+
+
+def test_no_samples_and_chunks_of_no_channels():
+    x, w, dy = draw(0, 1, 5), draw(2, 1, 2), draw(0, 2, 4)
+    lx = da.from_array(x, chunks=((0,), (1, 0), (1, 4)))
+    for got, right in zip(
+        xconv.conv_backward(dy, lx, w), xconv.conv_backward(dy, x, w), strict=True
+    ):
+        assert_array_equal(got.compute(), right, strict=True)
+
+
 def test_unknown_sizes_of_chunks_are_refused():
     x = da.from_array(draw(1, 2, 9), chunks=1)
     some = x[:, :, x[0, 0] > 0]

@@ -341,3 +341,37 @@ def test_an_input_gradient_that_fits_neither_way():
         ValueError, match=r"^conv_grad_input: need max_workspace to hold .* needed 56 "
     ):
         xconv.conv_grad_input(dy, w, (20,), max_workspace=1)
+
+
+def test_weights_of_two_passes_are_not_held_at_once():
+    x, w = ones(1, 256, 16, 16, dtype="float64"), ones(256, 256, 3, 3, dtype="float64")
+    limit = 9 * 2**20
+    most, result = cold(lambda: xconv.conv(x, w, padding=1, method="winograd", max_workspace=limit))
+    assert most - result < limit * 1.02
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_conjugated_weights_are_one_copy(layout):
+    g, w = ones(1, 512, 2, 2, dtype="complex64"), ones(512, 256, 3, 3, dtype="complex64")
+    if layout == "channels_last":
+        g, w = np.moveaxis(g, 1, -1).copy(), np.transpose(w, (2, 3, 1, 0)).copy()
+    limit = w.nbytes * 105 // 100
+    run = partial(xconv.conv_grad_input, g, w, (4, 4), layout=layout, max_workspace=limit)
+    most, result = cold(run)
+    assert most - result < limit * 1.02
+
+
+def test_conjugated_samples_are_one_copy():
+    x, w = ones(16, 8, 28, 56, dtype="complex128"), ones(8, 1, 5, 5, dtype="complex128")
+    options = {"stride": 2, "padding": 2, "dilation": 2, "groups": 8}
+    dy, limit = xconv.conv(x, w, **options), 4 * 2**20
+    run = partial(xconv.conv_grad_weight, dy, x, (5, 5), **options, max_workspace=limit)
+    most, result = cold(run)
+    assert most - result < limit * 1.02
+
+
+def test_large_numbers_of_16_bits_are_finite():
+    a = np.full((30, 1000), 6e4, np.float16)
+    assert namespace.finite(a)
+    a[3, 4] = np.inf
+    assert not namespace.finite(a)

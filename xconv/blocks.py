@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from . import bands, choice, diagonals, padding, schedule, workers
 from .costs import Task
 from .geometry import Geometry, Window
-from .methods import TRAITS
+from .methods import TRAITS, Algorithm
 from .namespace import (
     Array,
     Namespace,
@@ -26,8 +26,9 @@ from .namespace import (
     dtype_of,
     finite,
     gathered,
+    scratch,
 )
-from .padding import Index
+from .padding import Index, Reading
 from .plan import TASKS, Limits, at_once, parts
 from .schedule import Block, Forward, Term
 
@@ -69,16 +70,28 @@ class Setup(NamedTuple):
         return self._replace(task=self.task._replace(method="windows"))
 
     def ready(self, a: Array, operand: int) -> Array:
-        """Convert an operand to the dtype of the products, and conjugate it where it asks."""
-        if a.dtype != dtype_of(self.xp, self.compute):
-            a = contiguous(self.xp, a, self.compute)
-        return self.xp.conj(a) if self.conjugate[operand] else a
+        """Convert an operand to the dtype of the products, and conjugate it where it asks.
+
+        It is itself, or one copy in the order of its axes.
+        """
+        dtype = dtype_of(self.xp, self.compute)
+        if self.conjugate[operand]:
+            return self.xp.conj(a, out=self.xp.empty(a.shape, dtype=dtype))
+        return a if a.dtype == dtype else contiguous(self.xp, a, self.compute)
 
     def loaded(self, a: Array, operand: int) -> Array:
-        """Return the same in memory that lasts for a block."""
-        if a.dtype != dtype_of(self.xp, self.compute):
-            a = gathered(self.xp, a, a.shape, self.compute)
-        return self.ready(a, operand)
+        """Return the same, a copy in `scratch`."""
+        dtype = dtype_of(self.xp, self.compute)
+        if self.conjugate[operand]:
+            return self.xp.conj(a, out=scratch(self.xp, a.shape, dtype))
+        return a if a.dtype == dtype else gathered(self.xp, a, a.shape, self.compute)
+
+    def read(self, x: Array, how: Reading, algorithm: Algorithm) -> Array:
+        """Return a box of padded coordinates of the first operand, ready; a copy in `scratch`."""
+        block = padding.read(self.xp, x, how, self.compute, TRAITS[algorithm].last)
+        if how.inside is not None and x.dtype == block.dtype:  # a view
+            return self.loaded(block, 0)
+        return self.xp.conj(block, out=block) if self.conjugate[0] else block
 
 
 def forward(
@@ -114,6 +127,7 @@ def forward(
         store(setup, there, part_of(bias, block.there), total)
 
     for one in plan.passes():
+        held = []  # the last ones are freed first
         held = [
             _prepared(setup, plan, w, one.weights, one.window) if plan.terms == 1 else None
             for _, w in pairs
@@ -164,8 +178,7 @@ def _product(
                 kernel = _prepared(setup, plan, w, part.other, part.window)
             else:
                 kernel = ready[block.prepared]
-            data = padding.read(xp, x, part.reading, setup.compute, TRAITS[plan.algorithm].last)
-            data = setup.ready(data, 0)
+            data = setup.read(x, part.reading, plan.algorithm)
             term = plan.algorithm.forward(xp, data, kernel, part.window, out)
             if total is not None:
                 total += term
@@ -223,8 +236,7 @@ def _grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) ->
     def work(term: Term) -> Array:
         begin_block(xp, plan.scratch)
         part = term.part
-        block = padding.read(xp, cells, part.reading, setup.compute, TRAITS[chosen].last)
-        block, rows = setup.ready(block, 0), setup.loaded(g[part.other], 1)
+        block, rows = setup.read(cells, part.reading, chosen), setup.loaded(g[part.other], 1)
         once = same and term.first and term.last
         there = dw[term.there] if once else None
         found = chosen.grad_weight(xp, block, rows, part.window, there)

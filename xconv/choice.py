@@ -193,7 +193,7 @@ def banded(task: Task, geom: Geometry, contraction: str, pairs: int = 1) -> Boxe
 
 
 def unbanded(task: Task, geom: Geometry, contraction: str) -> float:
-    """Estimate a contraction without these."""
+    """Estimate a contraction without these, an input gradient phase by phase alone."""
     if contraction == "grad_input":
         return _phased(task, geom, geom.I)
     return _cheapest(task, geom, weights=contraction == "grad_weight")

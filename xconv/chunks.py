@@ -170,9 +170,13 @@ class _Graph:
         """Refuse what the method or the workspace cannot do now, and not in a task."""
         work, method = self.work, self.call.method
         for geom, call in itertools.islice(self.calls.items(), CHECKED):
-            task = costs.Task(self.xp, method, *work.types, call.limits)
+            weights = work.contraction == "grad_weight"
+            types = _partial(work.types) if weights else work.types
+            task = costs.Task(self.xp, method, *types, call.limits)
             if work.contraction != "grad_input":  # whose phases have strides of their own
                 choice.check_applies(task, self.call.geom)
+            if work.per_sample and call.batched:
+                geom = geom.per_sample()
             schedule.check(work.contraction, task, geom, work.pairs)
 
     def array(self, chunks: Any, dtype: str) -> DaskArray:
@@ -272,7 +276,7 @@ def grad_weight(
     found: list[list[TaskRef]] = []
     for i, batch in enumerate(_batches(follow.samples(), (cells, outputs))):
         found.append([])
-        for j, pieces in enumerate(itertools.product(*along)):
+        for j, pieces in enumerate(itertools.product(*along)) if batch[0].size else ():
             key = (graph.named("term"), i, j)
             refs: list[TaskRef] = []
             term = graph.term((cells, outputs), batch, pieces, refs)
@@ -282,9 +286,13 @@ def grad_weight(
     if not lead:
         _add_up(graph, [ref for own in found for ref in own], (*zeros,))
         return graph.array(tuple((n,) for n in call.w_shape), types.result)
-    for i, own in enumerate(found):
-        _add_up(graph, own, (i, *zeros))
     samples = _sizes(follow.samples())
+    for i, own in enumerate(found):
+        if samples[i]:
+            _add_up(graph, own, (i, *zeros))
+        else:
+            last, dtype = (graph.name, i, *zeros), dtype_of(graph.xp, types.result)
+            graph.tasks[last] = Task(last, graph.xp.empty, (0, *call.w_shape), dtype=dtype)
     return graph.array((samples, *((n,) for n in call.w_shape)), types.result)
 
 

@@ -78,6 +78,8 @@ def whole(start: int, stop: int, bounds: Sequence[int]) -> Extent:
 def _parts(run: Run, bounds: Sequence[int]) -> Iterator[Part]:
     """Yield the parts of chunks that a run takes."""
     assert run.source is not None
+    if run.start == run.stop:
+        return
     low, high = run.ends()
     chunk = bisect_right(bounds, low) - 1
     while low < high:
