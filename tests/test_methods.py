@@ -766,3 +766,23 @@ def test_depthwise_layers_in_any_layout():
     np.testing.assert_allclose(
         xconv.conv(x, w, **options), xconv.conv(x, w, method="taps", **options), atol=1e-5
     )
+
+
+def test_winograd_begins_with_zeros_where_only_one_phase_fills_its_tiles():
+    """In memory that holds NaN: of 11 cells, 6 are the first phase, and 5 the other."""
+    x, w = np.ones((1, 1, 1, 11), np.float32), np.ones((1, 1, 1, 3), np.float32)
+    window = Window((7,), (3,), (1,), (2,))
+    ready = winograd.prepare(np, w, window)
+    namespace.begin_block(np, 2**20)
+    namespace._scratch.memory[...] = 255
+    y = winograd.forward(np, x, ready, window)
+    np.testing.assert_allclose(y, np.full((1, 1, 1, 7), 3), rtol=1e-5)
+
+
+def test_depthwise_dilations_of_each_axis():
+    x, w = (RNG.integers(-2, 3, shape).astype(float) for shape in ((2, 3, 20, 30), (3, 1, 3, 3)))
+    window, options = Window((16, 24), (3, 3), (1, 1), (2, 3)), {"dilation": (2, 3), "groups": 3}
+    own = np.moveaxis(x[:, :, None], 1, 0).swapaxes(1, 2)  # (G, 1, N, *L)
+    found = depthwise.forward(np, own, depthwise.prepare(np, w[:, None], window), window)
+    right = xconv.conv(x, w, method="taps", **options)
+    np.testing.assert_array_equal(found[:, 0].swapaxes(0, 1), right)

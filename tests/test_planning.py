@@ -375,3 +375,12 @@ def test_large_numbers_of_16_bits_are_finite():
     assert namespace.finite(a)
     a[3, 4] = np.inf
     assert not namespace.finite(a)
+
+
+def test_what_weight_gradients_need_is_counted():
+    strided = Window((4, 5), (3, 2), (2, 1), (1, 1))
+    lengths = (4 + 1) + 4  # of rows at either phase, for three taps and for two
+    assert lines.weight_workspace(1, 2, strided, 3, 2) == lengths * 60 + 2 * 2 * 3 * 12
+    assert taps.weight_workspace(2, 3, strided, 2, 7) == 2 * (60 * 2 + 6 * 14)
+    long = Window((5000,), (1,), (1,), (1,))
+    assert pointwise.weight_workspace(1, 1, long, 70, 70) == 5000 * 140  # and no sums in pieces
