@@ -9,7 +9,9 @@ import tomllib
 from pathlib import Path
 
 import backends
+import numpy as np
 import pytest
+import scipy.ndimage
 
 import xconv
 
@@ -201,10 +203,13 @@ def test_ci_asks_for_every_backend():
 def test_readme_runs_as_pasted():
     """The Python of the README, in one session and from top to bottom, and the seed's gradients."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     session = {}
     for block in blocks:
         exec(block, session)
+    assert session["y_last"].shape == (8, 60, 60, 16)
+    smooth = scipy.ndimage.correlate(session["image"], np.ones((3, 3)) / 9)
+    np.testing.assert_allclose(session["smooth"], smooth, atol=1e-12)
     assert session["dF"].shape == (32, 16, 5, 5)
     assert (session["dB"] == 28 * 28).all()
     assert session["dA_prev"].max() == 32 * 25
