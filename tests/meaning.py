@@ -182,7 +182,7 @@ class Meaning:
         if "cols" in (result, *own):
             return name_of(own["x" if result == "cols" else "cols"])
         if result == "db":
-            return name_of(own["dy"])
+            return name_of(own["w" if "in_channels" in self.given else "dy"])  # a layer's bias
         if result == "y" or self.name in ("conv_grad_input", "conv_grad_weight"):
             return promoted(*pairs[result]) if asked is None else name_of(np.dtype(asked))
         kept = name_of(own[result.removeprefix("d")])

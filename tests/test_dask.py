@@ -482,6 +482,15 @@ def test_no_samples_and_chunks_of_no_channels():
         assert_array_equal(got.compute(), right, strict=True)
 
 
+def test_copies_that_no_output_reads():
+    """Of one cell, up to 2**40 of them: only those that are read have a gradient."""
+    dy, w = draw(1, 2, 8), draw(2, 2, 3)
+    options = {"dilation": 2**40, "padding": 2**40, "padding_mode": "replicate"}
+    lazy = xconv.conv_grad_input(da.from_array(dy, chunks=3), w, (8,), **options)
+    right = xconv.conv_grad_input(dy, w, (8,), **options)
+    assert_array_equal(lazy.compute(), right, strict=True)
+
+
 def test_unknown_sizes_of_chunks_are_refused():
     x = da.from_array(draw(1, 2, 9), chunks=1)
     some = x[:, :, x[0, 0] > 0]

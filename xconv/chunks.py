@@ -349,7 +349,8 @@ def _inputs(
     """Return what the gradient of cells ``[start, stop)`` of one axis is a sum of."""
     s, low = geom.stride[axis], geom.padding[axis][0]
     found = []
-    for run in padding.copies(geom.I[axis], geom.padding_mode, geom.padding[axis], start, stop):
+    copies = padding.copies(geom.I[axis], geom.padding_mode, geom.padding[axis], start, stop)
+    for run in (part for one in copies for part in padding.read_of(geom, axis, one, stop - start)):
         runs, d = _reaching(geom, axis, run.start, run.stop)
         if runs:
             first, last = min(own.start for own in runs), max(own.stop for own in runs)
@@ -425,7 +426,10 @@ def _data(work: Work, terms: Sequence[Term], shape: Ints, axes: Axes, *arrays: A
         if len(terms) == 1 and not any(terms[0].copies):
             return value(terms[0], bias, work.types)
         wide = _partial(work.types)
-        total = xp.zeros(shape, dtype=dtype_of(xp, wide.result))
+        if terms and not any(terms[0].copies):
+            total, terms = value(terms[0], None, wide), terms[1:]
+        else:
+            total = xp.zeros(shape, dtype=dtype_of(xp, wide.result))
         for term in terms:
             part, there = value(term, None, wide), [slice(None)] * len(shape)
             for axis, copy in zip(axes.spatial, term.copies, strict=True):

@@ -105,8 +105,8 @@ def conv(
     complex arrays; their error is relative to the largest magnitudes of a block of x and w: within
     5e-6 of the largest result in float32 for winograd, 2e-6 for fft, 1e-14 in float64. "auto" takes
     these two in NumPy (and chunks of it) alone, and computes a block that holds a NaN or an
-    infinity again with "windows", so that it reaches just the outputs that read it; when named,
-    they do not check.
+    infinity again with "windows", so that one of x reaches just the outputs that read it; when
+    named, they do not check.
     "cudnn" is NVIDIA's library, for real floating CuPy arrays of up to 3 spatial axes, with the
     package nvidia-cudnn-frontend: only its deterministic engines, which sum directly, and float32
     in full unless CuPy is set to allow TF32. "auto" does not take it until a GPU has measured it.

@@ -156,7 +156,7 @@ def split(geom: Geometry, axis: int, strip: Strip, widest: int) -> list[Strip]:
                 part
                 for run in strip.runs
                 for copied in _copies(run, a, b)
-                for part in _read(geom, axis, copied, widest)
+                for part in read_of(geom, axis, copied, widest)
             ),
         )
         for a in range(strip.start, strip.stop, widest)
@@ -164,7 +164,7 @@ def split(geom: Geometry, axis: int, strip: Strip, widest: int) -> list[Strip]:
     ]
 
 
-def _read(geom: Geometry, axis: int, run: Run, widest: int) -> Iterator[Run]:
+def read_of(geom: Geometry, axis: int, run: Run, widest: int) -> Iterator[Run]:
     """Yield the parts of a run that are read, each of at most `widest` copies of one cell."""
     start = geom.next_read(axis, run.start)
     while start is not None and start < run.stop:
