@@ -491,6 +491,16 @@ def test_copies_that_no_output_reads():
     assert_array_equal(lazy.compute(), right, strict=True)
 
 
+def test_cells_of_which_only_copies_are_read():
+    """The one output reads what padding copied from cell 2 of 4, and no cell itself."""
+    dy, w, options = draw(1, 2, 1) + 5, draw(2, 3, 1), {"padding": ((2, 0),), "stride": 8}
+    options["padding_mode"] = "circular"
+    lazy = xconv.conv_grad_input(da.from_array(dy, chunks=1), w, (4,), **options)
+    right = xconv.conv_grad_input(dy, w, (4,), **options)
+    assert right[..., 2].any()
+    assert_array_equal(lazy.compute(), right, strict=True)
+
+
 def test_unknown_sizes_of_chunks_are_refused():
     x = da.from_array(draw(1, 2, 9), chunks=1)
     some = x[:, :, x[0, 0] > 0]
