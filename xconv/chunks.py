@@ -352,16 +352,15 @@ def _inputs(
     copies = padding.copies(geom.I[axis], geom.padding_mode, geom.padding[axis], start, stop)
     for run in (part for one in copies for part in padding.read_of(geom, axis, one, stop - start)):
         runs, d = _reaching(geom, axis, run.start, run.stop)
-        if runs:
-            first, last = min(own.start for own in runs), max(own.stop for own in runs)
-            moved = [own.moved(first) for own in runs]
-            I, O = run.stop - run.start, last - first
-            extents = tuple(extent(O, moved, each) for each in bounds)
-            before = low + run.start - s * first
-            after = s * (O - 1) + d * (geom.W[axis] - 1) + 1 - I - before
-            a, b = run.ends()
-            copy = Copy(run, slice(a - start, b - start)) if run.start != run.source else None
-            found.append(Piece(extents, I, O, (before, after), d, copy))
+        first, last = min(own.start for own in runs), max(own.stop for own in runs)
+        moved = [own.moved(first) for own in runs]
+        I, O = run.stop - run.start, last - first
+        extents = tuple(extent(O, moved, each) for each in bounds)
+        before = low + run.start - s * first
+        after = s * (O - 1) + d * (geom.W[axis] - 1) + 1 - I - before
+        a, b = run.ends()
+        copy = Copy(run, slice(a - start, b - start)) if run.start != run.source else None
+        found.append(Piece(extents, I, O, (before, after), d, copy))
     return found
 
 
