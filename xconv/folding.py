@@ -181,7 +181,7 @@ def _overlapped(xp: Namespace, view: Array, geom: Geometry) -> Array:
             part = view[along(window_axis, t)][along(axis, slice(first, last))]
             part = spaced(xp, part, axis, s if last - first > 1 else 1)
             before = min(cell + s * first, end - begin)
-            part = part[along(axis, slice(0, end - begin - before))]
+            part = part[along(axis, slice(0, min(end - begin - before, part.shape[axis])))]
             after = end - begin - before - part.shape[axis]
             terms.append(pads.embedded(xp, part, axis, before, after))
         view = pads.total(terms)
