@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 
+import xconv
 from xconv import namespace, padding, scatter
 from xconv.errors import Refusal
 from xconv.geometry import Geometry, geometry, halved, index, options, slab
@@ -365,3 +366,9 @@ def test_tiles_that_are_copied_come_first():
         ((2,), False),
         ((4,), False),
     ]
+
+
+def test_fold_slices_within_axes():
+    """Beyond their ends the standard leaves it open what a slice is."""
+    cells = xconv.fold(strict.asarray(np.ones((1, 3, 9))), (11,), (3,))
+    np.testing.assert_array_equal(np.asarray(cells)[0, 0], [1, 2, *[3] * 7, 2, 1])
