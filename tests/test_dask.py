@@ -473,12 +473,13 @@ def test_chunks_of_no_samples(samples):
     assert_array_equal(each.compute(), right, strict=True)
 
 
-def test_no_samples_and_chunks_of_no_channels():
-    x, w, dy = draw(0, 1, 5), draw(2, 1, 2), draw(0, 2, 4)
-    lx = da.from_array(x, chunks=((0,), (1, 0), (1, 4)))
-    for got, right in zip(
-        xconv.conv_backward(dy, lx, w), xconv.conv_backward(dy, x, w), strict=True
-    ):
+@pytest.mark.parametrize("K", [1, 2])
+def test_no_samples_and_chunks_of_no_channels(K):
+    x, w, b, dy = draw(0, 1, 5), draw(K, 1, 2), draw(K), draw(0, K, 4)
+    lx, lb = da.from_array(x, chunks=((0,), (1, 0), (1, 4))), da.from_array(b, chunks=((0, K),))
+    assert_array_equal(xconv.conv(lx, w, lb).compute(), xconv.conv(x, w, b), strict=True)
+    found, exact = (xconv.conv_backward(dy, a, w) for a in (lx, x))
+    for got, right in zip(found, exact, strict=True):
         assert_array_equal(got.compute(), right, strict=True)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from . import bands, choice, diagonals, padding, schedule, workers
@@ -21,11 +22,9 @@ from .namespace import (
     Namespace,
     begin_block,
     cast,
-    contiguous,
     dtype_name,
     dtype_of,
     finite,
-    gathered,
     scratch,
 )
 from .padding import Index, Reading
@@ -74,24 +73,30 @@ class Setup(NamedTuple):
 
         It is itself, or one copy in the order of its axes.
         """
-        dtype = dtype_of(self.xp, self.compute)
-        if self.conjugate[operand]:
-            return self.xp.conj(a, out=self.xp.empty(a.shape, dtype=dtype))
-        return a if a.dtype == dtype else contiguous(self.xp, a, self.compute)
+        return self._own(a, operand, self.xp.empty)
 
     def loaded(self, a: Array, operand: int) -> Array:
         """Return the same, a copy in `scratch`."""
+        return self._own(a, operand, partial(scratch, self.xp))
+
+    def _own(self, a: Array, operand: int, empty: Callable[..., Array]) -> Array:
         dtype = dtype_of(self.xp, self.compute)
         if self.conjugate[operand]:
-            return self.xp.conj(a, out=scratch(self.xp, a.shape, dtype))
-        return a if a.dtype == dtype else gathered(self.xp, a, a.shape, self.compute)
+            return self.xp.conj(a, out=empty(a.shape, dtype=dtype))
+        if a.dtype == dtype:
+            return a
+        copy = empty(a.shape, dtype=dtype)
+        copy[...] = a
+        return copy
 
     def read(self, x: Array, how: Reading, algorithm: Algorithm) -> Array:
         """Return a box of padded coordinates of the first operand, ready; a copy in `scratch`."""
         block = padding.read(self.xp, x, how, self.compute, TRAITS[algorithm].last)
+        if not self.conjugate[0]:
+            return block
         if how.inside is not None and x.dtype == block.dtype:  # a view
             return self.loaded(block, 0)
-        return self.xp.conj(block, out=block) if self.conjugate[0] else block
+        return self.xp.conj(block, out=block)
 
 
 def forward(
@@ -151,8 +156,6 @@ def _prepared(setup: Setup, plan: Forward, w: Array, part: Index, window: Window
         prepare(setup.xp, w[some], window, room[some])
 
     count = min(TASKS, 1 + math.prod(room.shape) // 2**20)
-    if count == 1:
-        return prepare(setup.xp, w, window, room)
     rows = parts(0, w.shape[1], -(-w.shape[1] // count))
     workers.run(rows, work, workers=min(count, setup.threads))
     return room

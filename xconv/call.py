@@ -320,7 +320,9 @@ class Call:
         """Return b with axes to be added to an array of the layout `axes`."""
         axes = axes if self.batched else layout.without_batch(axes)
         ndim = self.geom.rank + 1 + self.batched
-        return b[tuple(slice(None) if a == axes.last else None for a in range(ndim))]
+        if chunked(self.xp):
+            b = b.rechunk(-1)  # Dask takes an axis of one cell and an empty chunk for none
+        return self.xp.reshape(b, tuple(b.shape[0] if a == axes.last else 1 for a in range(ndim)))
 
     def zeros(self, shape: Ints, name: str, like: Array) -> Array:
         """Return zeros of this shape and dtype, where `like` is."""

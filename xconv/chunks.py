@@ -170,12 +170,11 @@ class _Graph:
         """Refuse what the method or the workspace cannot do now, and not in a task."""
         work, method = self.work, self.call.method
         for geom, call in itertools.islice(self.calls.items(), CHECKED):
-            weights = work.contraction == "grad_weight"
-            types = _partial(work.types) if weights else work.types
+            types = _partial(work.types) if work.contraction == "grad_weight" else work.types
             task = costs.Task(self.xp, method, *types, call.limits)
             if work.contraction != "grad_input":  # whose phases have strides of their own
                 choice.check_applies(task, self.call.geom)
-            if work.per_sample and call.batched:
+            if work.per_sample:
                 geom = geom.per_sample()
             schedule.check(work.contraction, task, geom, work.pairs)
 
@@ -258,7 +257,7 @@ def grad_weight(
     if not call.batched:
         axes, other = without_batch(axes), without_batch(other)
     lead = per_sample and call.batched
-    work = Work("grad_weight", types, conjugate, per_sample=per_sample)
+    work = Work("grad_weight", types, conjugate, per_sample=lead)
     graph = _Graph(call, work, [x, g])
     cells, outputs = Side(x, axes), Side(g, other)
     follow, spatial = outputs, [outputs.spatial(a) for a in range(geom.rank)]
@@ -286,13 +285,13 @@ def grad_weight(
     if not lead:
         _add_up(graph, [ref for own in found for ref in own], (*zeros,))
         return graph.array(tuple((n,) for n in call.w_shape), types.result)
-    samples = _sizes(follow.samples())
     for i, own in enumerate(found):
-        if samples[i]:
+        if own:
             _add_up(graph, own, (i, *zeros))
         else:
             last, dtype = (graph.name, i, *zeros), dtype_of(graph.xp, types.result)
             graph.tasks[last] = Task(last, graph.xp.empty, (0, *call.w_shape), dtype=dtype)
+    samples = _sizes(follow.samples())
     return graph.array((samples, *((n,) for n in call.w_shape)), types.result)
 
 

@@ -274,11 +274,6 @@ def native(xp: Namespace, a: Array) -> Array:
     return xp.astype(a, dtype_of(xp, dtype_name(a.dtype)), copy=False)
 
 
-def contiguous(xp: Namespace, a: Array, name: str) -> Array:
-    """Return `a` itself if it is contiguous and of that dtype, else a copy (NumPy and CuPy)."""
-    return xp.ascontiguousarray(a, dtype=dtype_of(xp, name))
-
-
 def windows(xp: Namespace, x: Array, window: Window) -> Array:
     """View the sliding windows of a padded block.
 
@@ -391,10 +386,10 @@ def scratch(xp: Namespace, shape: tuple[int, ...], dtype: Any) -> Array:
     return _scratch.empty(shape, dtype)
 
 
-def gathered(xp: Namespace, view: Array, shape: tuple[int, ...], name: str | None = None) -> Array:
+def gathered(xp: Namespace, view: Array, shape: tuple[int, ...]) -> Array:
     """Reshape a view, in place to a copy in `scratch`, of the dtype `name` if that is given."""
     if in_place(xp):
-        block = scratch(xp, view.shape, view.dtype if name is None else dtype_of(xp, name))
+        block = scratch(xp, view.shape, view.dtype)
         block[...] = view
         return block.reshape(shape)
     return xp.reshape(view, shape)

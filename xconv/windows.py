@@ -23,7 +23,7 @@ from .namespace import (
     windows,
 )
 
-MANY = 2**18  # weights that are worth a second worker where they are rearranged
+MANY = 2**18  # weights from which on they are not just reshaped: workers may share that
 SHORT = 256  # positions of a sample below which samples share one product
 
 
