@@ -44,8 +44,9 @@ def test_the_suite_with_another_batch():
 
 def test_bfloat16_reaches_torch():
     arrays = worker.arrays(SMALL[0], "bfloat16")
-    task = libraries.runner("torch", "numpy")(SMALL[0], "forward", *arrays)
-    exact = libraries.runner("xconv", "numpy")
+    move = libraries.mover("torch", "numpy")
+    task = libraries.runner("torch")(SMALL[0], "forward", *map(move, arrays))
+    exact = libraries.runner("xconv")
     want = exact(SMALL[0], "forward", *(a.astype("float64") for a in arrays))()
     assert str(task().dtype) == "torch.bfloat16"
     np.testing.assert_allclose(task().float().numpy(), want, atol=0.1)
@@ -56,9 +57,10 @@ def test_bfloat16_reaches_torch():
 def test_every_library_computes_the_same(name, layer):
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(shape) for shape in layer.shapes]
-    run, ours = libraries.runner(name, "numpy"), libraries.runner("xconv", "numpy")
+    run, ours = libraries.runner(name), libraries.runner("xconv")
+    moved = list(map(libraries.mover(name, "numpy"), arrays))
     for contraction in CONTRACTIONS:
-        task = run(layer, contraction, *arrays)
+        task = run(layer, contraction, *moved)
         if task is not None:
             want = ours(layer, contraction, *arrays)()
             got = np.asarray(task())
@@ -85,7 +87,8 @@ def test_a_layer_that_a_method_cannot_do_has_no_time(monkeypatch, capsys):
 def test_calls_of_a_sample():
     for seconds, count in ((0.2, 1), (0.02, worker.FEWEST), (0.001, 30), (0.0, worker.MOST)):
         asked = []
-        assert worker.calls(asked.append, lambda task, s=seconds: task(s) or s) == count
+        watch = lambda task, s=seconds: task(s) or s  # noqa: E731
+        assert worker.calls(asked.append, watch, worker.MOST) == count
         assert len(asked) == (2 if seconds > worker.SLOW else 6)
 
 
@@ -140,7 +143,7 @@ def test_without_a_progress_bar(monkeypatch):
 
 def test_the_command_says_what_it_lacks(capsys):
     for arguments, message in (
-        (["--layers", "no such layer"], "got 'no such layer'"),
+        (["--layers", "no such layer"], "got ['no such layer']"),
         (["--layers", "Net-5 and no start of a word"], "need --layers"),
         (["--libraries", "xconv", "nothing"], r"got ['nothing']"),
         (["--libraries", "xconv:foo"], r"got ['xconv:foo']"),

@@ -4,32 +4,18 @@ import numpy as np
 import pytest
 
 import xconv
+from xconv.bench.libraries import spin
 
 pytestmark = pytest.mark.backends("cupy")
 
 METHODS = ("auto", "windows", "taps", "winograd", "fft", "cudnn")
 LAYERS = {
     "3x3": ((4, 8, 20, 20), (16, 8, 3, 3), {"padding": 1}),
-    "reflect": ((4, 8, 20, 20), (16, 8, 3, 3), {"padding": 2, "padding_mode": "reflect"}),
+    "reflect": ((4, 8, 20, 20), (16, 8, 3, 3), {"padding": 1, "padding_mode": "reflect"}),
     "depthwise": ((4, 8, 20, 20), (8, 1, 3, 3), {"groups": 8, "padding": ((0, 1), (1, 0))}),
     "1d": ((4, 8, 300), (16, 8, 5), {"padding": "causal"}),
 }
 SECONDS = 0.5  # that the device is kept busy; a call takes a few milliseconds
-
-# Blocks the stream that it is launched in for a number of nanoseconds.
-SPIN = r"""
-extern "C" __global__ void spin(long long nanoseconds) {
-    long long start, now;
-    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(start));
-    do {
-        asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
-    } while (now - start < nanoseconds);
-}
-"""
-
-
-def spin(cupy):
-    cupy.RawKernel(SPIN, "spin")((1,), (1,), (np.int64(SECONDS * 1e9),))
 
 
 def numbers(cupy, *shape):
@@ -60,8 +46,16 @@ def stream(backend):
         stream.synchronize()
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        (name, method)
+        for name in LAYERS
+        for method in METHODS
+        # whose kernels are more than the 1024 that a stream holds before it makes its host wait
+        if name != "reflect" or method not in ("taps", "winograd", "fft")
+    ],
+)
 def test_no_call_waits_for_the_device(stream, name, method):
     """All return while the device has not yet begun: nothing is looked at, or copied back."""
     import cupy
@@ -71,7 +65,7 @@ def test_no_call_waits_for_the_device(stream, name, method):
         for call in run:
             call()
     stream.synchronize()
-    spin(cupy)
+    spin(SECONDS)
     kept = [call() for call in run]
     assert not stream.done, "a call has waited for the device"
     stream.synchronize()
@@ -89,7 +83,7 @@ def test_calls_work_in_the_current_stream(stream, method):
     x, w = numbers(cupy, *x_shape), numbers(cupy, *w_shape)
     want = xconv.conv(2 * x, w, **options)
     stream.synchronize()
-    spin(cupy)
+    spin(SECONDS)
     x *= 2
     y = xconv.conv(x, w, **options)
     y *= 3

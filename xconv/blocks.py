@@ -28,7 +28,7 @@ from .namespace import (
     scratch,
 )
 from .padding import Index, Reading
-from .plan import TASKS, Limits, at_once, parts
+from .plan import Limits, at_once, parts
 from .schedule import Block, Forward, Term
 
 Pair = tuple[Array, Array]
@@ -155,7 +155,7 @@ def _prepared(setup: Setup, plan: Forward, w: Array, part: Index, window: Window
         some = (slice(None), slice(*rows))
         prepare(setup.xp, w[some], window, room[some])
 
-    count = min(TASKS, 1 + math.prod(room.shape) // 2**20)
+    count = min(setup.limits.tasks, 1 + math.prod(room.shape) // 2**20)
     rows = parts(0, w.shape[1], -(-w.shape[1] // count))
     workers.run(rows, work, workers=min(count, setup.threads))
     return room

@@ -79,7 +79,7 @@ class Call:
         default = GPU if on_gpu(self.xp) else CPU
         if self.workspace is None:
             return default
-        return Limits(self.workspace, min(self.workspace, default.block))
+        return default._replace(allowed=self.workspace, block=min(self.workspace, default.block))
 
     @cached_property
     def x_shape(self) -> Ints:
@@ -296,7 +296,7 @@ class Call:
 
     def _in_place(self, name: str, setup: Setup, *arguments: Any) -> None:
         """Do a contraction where arrays are written to: whole, by cuDNN, or in blocks."""
-        if choice.whole(setup.task, self.geom):
+        if choice.whole(setup.task, self.geom, name):
             from . import cudnn  # imports cuDNN
 
             try:

@@ -30,11 +30,8 @@ from .costs import Task
 from .errors import Refusal
 from .geometry import Geometry, Ints, named
 from .methods import METHODS, Algorithm
-from .namespace import COMPLEX, INTEGER, REAL, in_place, on_gpu
+from .namespace import COMPLEX, INTEGER, REAL, allows_tf32, in_place, on_gpu
 from .plan import Boxes, Plan
-
-# The methods that let cuDNN do what it can. No GPU has measured it yet: then "auto" may stand here.
-CUDNN = ("cudnn",)
 
 FEW = 4  # taps of one channel per group that are faster one by one than by `depthwise`
 
@@ -44,14 +41,37 @@ def checked_method(method: object) -> str:
     return named(method, "method", ("auto", *METHODS, "cudnn"))
 
 
-def whole(task: Task, geom: Geometry) -> bool:
-    """Whether cuDNN takes the contractions, whole; a method named "cudnn" is refused if not."""
-    if task.method not in CUDNN:
+def whole(task: Task, geom: Geometry, contraction: str) -> bool:
+    """Whether cuDNN takes a contraction, whole; a method named "cudnn" is refused if not."""
+    if task.method not in ("auto", "cudnn") or (task.method == "auto" and not on_gpu(task.xp)):
         return False
     reason = _without_cudnn(task, geom)
-    if reason is not None and task.method == "cudnn":
+    if task.method == "auto":
+        return reason is None and _faster_by_cudnn(task, geom, contraction)
+    if reason is not None:
         raise Refusal(*reason)
-    return reason is None
+    return True
+
+
+def _faster_by_cudnn(task: Task, geom: Geometry, contraction: str) -> bool:
+    """Whether cuDNN is faster than blocks.
+
+    Measured on an NVIDIA H200 with cuDNN 9.19 over the suite of `xconv.bench` at batch 32. cuBLAS
+    uses tensor cores in float64, which cuDNN does not; for gradients in float32, in full, it has
+    the better products, and cuDNN few engines that give the same bits each time. That for 3x3
+    weights needs room for what it transforms.
+    """
+    if task.itemsize == 8 and geom.G == 1:
+        return math.prod(geom.W) == max(geom.stride) == 1
+    if task.result != "float32" or geom.G > 1 or contraction == "forward" or allows_tf32():
+        return True
+    if math.prod(geom.W) == 1:
+        return False
+    if contraction == "grad_input":
+        return True
+    dense = geom.W == (3, 3) and max(geom.stride) == max(geom.dilation) == 1
+    numbers = geom.N * (geom.C * math.prod(geom.I) + geom.K * math.prod(geom.O))
+    return dense and 9 / 4 * numbers * task.itemsize <= task.limits.workspace
 
 
 @lru_cache(maxsize=256)
@@ -164,7 +184,7 @@ def _winograd_applies(geom: Geometry) -> bool:
 def check_applies(task: Task, geom: Geometry) -> None:
     """Refuse what a method that is named cannot do."""
     if task.method == "cudnn":
-        whole(task, geom)
+        whole(task, geom, "forward")
     if task.result in INTEGER and task.method in ("winograd", "fft"):
         rule = "floating or complex arrays, or another method"
         raise Refusal(rule, f"method {task.method!r}, result {task.result}", TypeError)

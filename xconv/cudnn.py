@@ -5,8 +5,8 @@ with their three functions. It is given what its engines take: compact arrays of
 first or last, and zeros around them, fewer than a kernel reaches. Every other padding is a step
 before or after, as elsewhere (`padding`).
 
-Only engines are taken that give the same bits each time, that shorten neither numbers nor sums,
-and in which a NaN reaches just what reads it.
+Only engines are taken that give the same bits each time and shorten neither numbers nor sums; for
+"auto", only those in which a NaN reaches just what reads it, too.
 """
 
 from __future__ import annotations
@@ -39,10 +39,9 @@ from .padding import Reading
 TYPES = {"float16": "HALF", "bfloat16": "BFLOAT16", "float32": "FLOAT", "float64": "DOUBLE"}
 ALIGNED = 16  # bytes: engines read several numbers at once
 LARGEST = 2**31  # elements: engines count in 32 bits
-AVOIDED = (  # numerical notes of engines; the last ones let a NaN reach what does not read it
-    "NONDETERMINISTIC",
-    "DOWN_CONVERT_INPUTS",
-    "REDUCED_PRECISION_REDUCTION",
+# Numerical notes of engines.
+AVOIDED = ("NONDETERMINISTIC", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION")
+SPREADING = (  # a NaN to what does not read it
     "FFT",
     "WINOGRAD",
     "WINOGRAD_TILE_4x4",
@@ -76,7 +75,7 @@ def grad_input(
     if 0 in dx.shape:
         return
     terms = [{"y": g, "w": w} for g, w in pairs if geom.K]
-    padded = plain(geom)[1] is not None
+    padded = plain(geom, False)[1] is not None
     copied = padded and geom.padding_mode != "zeros"  # cells add up what their copies get
     direct = len(terms) == 1 and bias is None and not copied
     if padded:  # a third for the gradient of the padded input, two for what is done with that
@@ -142,29 +141,27 @@ def _contraction(
     result: Array | None,
 ) -> Array:
     """Return one contraction, in `result` if that can be."""
-    geom, how = plain(geom)
-    rank = geom.rank
+    geom, how = plain(geom, operation == "conv_wgrad")
     data = next(iter(operands.values()))
-    last = not _compact(data, data_order(rank, False)) and _compact(data, data_order(rank, True))
-    shapes = {
-        "x": (geom.G, geom.c, geom.N, *geom.I),
-        "w": (geom.G, geom.k, geom.c, *geom.W),
-        "y": (geom.G, geom.k, geom.N, *geom.O),
-        "b": (geom.G, geom.k, 1, *(1,) * rank),
-    }
-    orders = dict.fromkeys("xyb", data_order(rank, last)) | {"w": weight_order(rank, last)}
+    first, last = forms(geom, False), forms(geom, True)
+    channels_last = not _compact(data, first["x"].order) and _compact(data, last["x"].order)
+    form = last if channels_last else first
     memory = _Memory(setup, dtype)
     arrays = {
-        name: memory.ready(a, shapes[name], orders[name], how if name == "x" else None)
+        name: memory.ready(a, form[name], how if name == "x" else None)
         for name, a in operands.items()
     }
     into = OPERATIONS[operation][1]
-    arrays[into] = memory.place(result, shapes[into], orders[into])
-    tf32 = dtype == "float32" and allows_tf32()
+    arrays[into] = memory.place(result, form[into])
+    avoided: tuple[str, ...] = AVOIDED
+    if setup.task.method != "cudnn":
+        avoided += SPREADING
+    if dtype == "float32" and not allows_tf32():
+        avoided += ("TENSOR_CORE",)  # they round float32 to 19 bits
     bias = "b" in operands
     run(
         setup.xp,
-        Problem(operation, geom, dtype, setup.compute, last, bias, tf32, memory.left),
+        Problem(operation, geom, dtype, setup.compute, channels_last, bias, avoided, memory.left),
         arrays,
     )
     return arrays[into]
@@ -174,10 +171,14 @@ def _contraction(
 
 
 @lru_cache(maxsize=256)
-def plain(geom: Geometry) -> tuple[Geometry, Reading | None]:
-    """Return a convolution with padding that cuDNN has, and how x is read for it (None: as is)."""
+def plain(geom: Geometry, even: bool) -> tuple[Geometry, Reading | None]:
+    """Return a convolution with padding that cuDNN has, and how x is read for it (None: as is).
+
+    Zeros before and after an axis are as many where that can be, as more engines take them, or
+    must: cuDNN 9.19 has engines for weight gradients that are wrong where they are not.
+    """
     zeros = [pair for a in range(geom.rank) if (pair := _zeros(geom, a)) is not None]
-    if len(zeros) == geom.rank:
+    if len(zeros) == geom.rank and not (even and any(low != high for low, high in zeros)):
         return dataclasses.replace(geom, padding=tuple(zeros)), None
     zero = (0,) * geom.rank
     start, stop = geom.reads(zero, geom.O, zero, geom.W)
@@ -195,10 +196,14 @@ def _zeros(geom: Geometry, axis: int) -> tuple[int, int] | None:
     """Return zeros before and after an axis from which its outputs come; None: there are none."""
     I, s, low = geom.I[axis], geom.stride[axis], geom.padding[axis][0]
     reach = geom.dilation[axis] * (geom.W[axis] - 1)
-    high = max(s * (geom.O[axis] - 1) + reach + 1 - low - I, 0)
-    fits = (low + I + high - reach - 1) // s + 1 == geom.O[axis]
-    zeros = geom.padding_mode == "zeros" or low == high == 0
-    return (low, high) if zeros and I and fits and 0 <= low <= reach >= high else None
+    least = max(s * (geom.O[axis] - 1) + reach + 1 - low - I, 0)
+    if not I or not (geom.padding_mode == "zeros" or low == least == 0):
+        return None
+    for high in (low, least):
+        fits = (low + I + high - reach - 1) // s + 1 == geom.O[axis]
+        if fits and 0 <= low <= reach >= high >= least:
+            return low, high
+    return None
 
 
 def _unpadded(xp: Namespace, dx: Array, geom: Geometry) -> Array:
@@ -216,16 +221,28 @@ def _unpadded(xp: Namespace, dx: Array, geom: Geometry) -> Array:
 # ---------------------------------------------------------------- arrays as cuDNN takes them
 
 
-def data_order(rank: int, last: bool) -> Ints:
-    """Return the axes of (G, c, N, *L), the innermost in memory last: (N, C, *L) or (N, *L, C)."""
-    spatial = tuple(range(SPATIAL, SPATIAL + rank))
-    return (2, *spatial, 0, 1) if last else (2, 0, 1, *spatial)
+class Form(NamedTuple):
+    """How an operand is to be: its shape, and its axes, the innermost in memory last."""
+
+    shape: Ints
+    order: Ints
 
 
-def weight_order(rank: int, last: bool) -> Ints:
-    """Return the axes of (G, k, c, *W), the innermost in memory last: (K, c, *W) or (K, *W, c)."""
-    spatial = tuple(range(SPATIAL, SPATIAL + rank))
-    return (0, 1, *spatial, 2) if last else (0, 1, 2, *spatial)
+@lru_cache(maxsize=256)
+def forms(geom: Geometry, last: bool) -> dict[str, Form]:
+    """Return the forms of x, w, y and the bias b.
+
+    In memory they are (N, C, *L) and (K, c, *W), or, channels `last`, (N, *L, C) and (K, *W, c).
+    """
+    spatial = tuple(range(SPATIAL, SPATIAL + geom.rank))
+    data = (2, *spatial, 0, 1) if last else (2, 0, 1, *spatial)
+    weights = (0, 1, *spatial, 2) if last else (0, 1, 2, *spatial)
+    return {
+        "x": Form((geom.G, geom.c, geom.N, *geom.I), data),
+        "w": Form((geom.G, geom.k, geom.c, *geom.W), weights),
+        "y": Form((geom.G, geom.k, geom.N, *geom.O), data),
+        "b": Form((geom.G, geom.k, 1, *(1,) * geom.rank), data),
+    }
 
 
 def _compact(a: Array, order: Ints) -> bool:
@@ -245,24 +262,25 @@ class _Memory:
         self.xp, self.dtype = setup.xp, dtype
         self.limit = self.left = setup.limits.workspace
 
-    def ready(self, a: Array, shape: Ints, order: Ints, how: Reading | None) -> Array:
-        """Return an operand, read as `how` says, compact in this order: itself or a copy."""
-        if how is None and dtype_name(a.dtype) == self.dtype and _compact(a, order):
+    def ready(self, a: Array, form: Form, how: Reading | None) -> Array:
+        """Return an operand, read as `how` says, compact in this form: itself or a copy."""
+        if how is None and dtype_name(a.dtype) == self.dtype and _compact(a, form.order):
             return a
-        copy = self.fresh(shape, order)
+        copy = self.fresh(form)
         if how is None:
             copy[...] = a
         else:
             padding.fill(a, how, copy)
         return copy
 
-    def place(self, a: Array | None, shape: Ints, order: Ints) -> Array:
-        """Return `a` if a result of this shape can be written there, or fresh memory."""
-        fits = a is not None and a.shape == shape and dtype_name(a.dtype) == self.dtype
-        return a if fits and _compact(a, order) else self.fresh(shape, order)
+    def place(self, a: Array | None, form: Form) -> Array:
+        """Return `a` if a result of this form can be written there, or fresh memory."""
+        fits = a is not None and a.shape == form.shape and dtype_name(a.dtype) == self.dtype
+        return a if fits and _compact(a, form.order) else self.fresh(form)
 
-    def fresh(self, shape: Ints, order: Ints) -> Array:
-        """Return an array of this shape, compact in this order."""
+    def fresh(self, form: Form) -> Array:
+        """Return an array of this form."""
+        shape, order = form
         size = math.prod(shape) * itemsize(self.dtype)
         if size > self.left:
             raise Refusal(
@@ -283,7 +301,8 @@ class Problem(NamedTuple):
     """What a plan depends on, besides the device.
 
     ``dtype`` is that of the arrays, ``compute`` that of the sums, ``last`` whether channels are
-    last in memory, ``workspace`` the bytes that an engine may take.
+    last in memory, ``avoided`` the notes that no engine may have, ``workspace`` the bytes that it
+    may take.
     """
 
     operation: str
@@ -292,7 +311,7 @@ class Problem(NamedTuple):
     compute: str
     last: bool
     bias: bool
-    tf32: bool
+    avoided: tuple[str, ...]
     workspace: int
 
     def tensors(self) -> dict[str, tuple[list[int], list[int]]]:
@@ -372,20 +391,26 @@ def _type(name: str) -> Any:
 @cache
 def _handle(device: int) -> Any:
     """Return cuDNN's handle of the current device."""
-    return cudnn.create_handle()
+    try:
+        return cudnn.create_handle()
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Refusal("a cuDNN that loads, or another method", reason) from None
 
 
 @lru_cache(maxsize=256)
 def _plan(device: int, problem: Problem) -> Plan:
     """Choose an engine by cuDNN's own estimates."""
-    avoided = list(AVOIDED)
-    if problem.dtype == "float32" and not problem.tf32:
-        avoided.append("TENSOR_CORE")  # they round float32 to 19 bits
+    largest = max(math.prod(sizes) for sizes, _ in problem.tensors().values())
+    if largest >= LARGEST:
+        rule = f"arrays of less than {LARGEST} elements for cuDNN, or another method"
+        raise Refusal(rule, f"{largest} elements")
+    notes = [getattr(cudnn.numerical_note, note) for note in problem.avoided]
     try:
         graph, tensors = graph_of(problem, _handle(device))
         graph.build_operation_graph()
         graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
-        graph.deselect_numeric_notes([getattr(cudnn.numerical_note, note) for note in avoided])
+        graph.deselect_numeric_notes(notes)
         graph.deselect_workspace_greater_than(problem.workspace)
         graph.check_support()
         graph.build_plans()
@@ -404,10 +429,6 @@ _lock = threading.Lock()  # a handle is for one thread at a time
 
 def run(xp: Namespace, problem: Problem, arrays: dict[str, Array]) -> None:
     """Contract arrays x, w and y as the problem says, on the current device and stream."""
-    largest = max(math.prod(sizes) for sizes, _ in problem.tensors().values())
-    if largest >= LARGEST:
-        rule = f"arrays of less than {LARGEST} elements for cuDNN, or another method"
-        raise Refusal(rule, f"{largest} elements")
     device, stream = queue()
     with _lock:
         plan = _plan(device, problem)

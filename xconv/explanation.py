@@ -196,7 +196,7 @@ def _steps(task: Task, call: Call, contraction: str) -> Iterator[Step]:
     geom = call.geom
     if 0 in (geom.N, geom.C, geom.K, *geom.I):
         return
-    if choice.whole(task, geom):
+    if choice.whole(task, geom, contraction):
         yield Step("cudnn", 1, 0, 0, {})
         return
     if cut := choice.banded(task, geom, contraction):

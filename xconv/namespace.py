@@ -10,7 +10,7 @@ import contextlib
 import math
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from operator import mul
 from typing import Any
@@ -39,6 +39,8 @@ def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace,
     given = {n: a for n, a in arrays.items() if a is not None or n not in optional}
     if all(type(a) is np.ndarray for a in given.values()):
         xp: Namespace = np  # a namespace of the standard itself, and faster than its wrapper
+    elif _on_one_gpu(given.values()):
+        xp = array_api_compat.array_namespace(*given.values())
     else:
         given, xp = _one_library({name: _plain(name, a) for name, a in given.items()})
         xp = np if array_api_compat.is_numpy_namespace(xp) else xp
@@ -47,6 +49,14 @@ def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace,
         if dtype not in DTYPES or (dtype == "bfloat16" and not has_bfloat16(xp)):
             raise Refusal(f"{name} of a real, complex or integer dtype", str(a.dtype), TypeError)
     return xp, [given.get(name) for name in arrays]
+
+
+def _on_one_gpu(given: Collection[Array]) -> bool:
+    """Whether all are plain CuPy arrays of one device, which needs no further look."""
+    cupy = sys.modules.get("cupy")
+    if cupy is None or not all(type(a) is cupy.ndarray for a in given):
+        return False
+    return len({a.device.id for a in given}) == 1
 
 
 def _plain(name: str, a: Array) -> Array:
@@ -227,9 +237,9 @@ def check_bytes(shape: tuple[int, ...], name: str) -> None:
 @lru_cache(maxsize=256)
 def dtype_of(xp: Namespace, name: str) -> Any:
     """Return the namespace's dtype of this name."""
-    found = getattr(xp, name, None)
-    if found is None and name == "bfloat16":  # which NumPy knows as soon as another library adds it
+    if name == "bfloat16" and not has_bfloat16(xp):  # NumPy knows it once another library adds it
         raise Refusal("a dtype that the array library has", name, TypeError)
+    found = getattr(xp, name, None)
     return np.dtype(name) if found is None else found
 
 
@@ -406,9 +416,57 @@ def flattened(xp: Namespace, a: Array, axis: int) -> Array:
 def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array:
     """Multiply matrices into `out`, or in place to `scratch`; b has all of the batch's axes."""
     if not in_place(xp):
-        return xp.matmul(a, b)
+        return product(xp, a, b)
     if out is None:
         out = scratch(xp, (*b.shape[:-2], a.shape[-2], b.shape[-1]), b.dtype)
+    if on_gpu(xp):
+        return _cupy_matmul(xp, a, b, out)
+    return xp.matmul(a, b, out=out)
+
+
+def product(xp: Namespace, a: Array, b: Array) -> Array:
+    """Multiply matrices, as an expression."""
+    if array_api_compat.is_torch_namespace(xp) and a.is_cuda and dtype_name(a.dtype) in INTEGER:
+        return by_limbs(xp, a, b)  # PyTorch has no product of integers there
+    return xp.matmul(a, b)
+
+
+LIMB = 16  # bits: a product has 32, and 2**21 of them have a sum in float64
+
+
+def by_limbs(xp: Namespace, a: Array, b: Array) -> Array:
+    """Multiply matrices of integers by products in float64; what is too large wraps."""
+    count = -(-itemsize(dtype_name(a.dtype)) * 8 // LIMB)
+    total = xp.zeros((), dtype=xp.int64, device=device(a))
+    for start in range(0, a.shape[-1], 2**21):
+        some = slice(start, start + 2**21)
+        pair = a[..., some], b[..., some, :]
+        ones, others = (
+            [
+                xp.astype((xp.astype(m, xp.int64) >> LIMB * i) % 2**LIMB, xp.float64)
+                for i in range(count)
+            ]
+            for m in pair
+        )
+        for i, one in enumerate(ones):
+            for j, other in enumerate(others[: count - i]):
+                term = xp.astype(xp.matmul(one, other), xp.int64)
+                total = total + (term << LIMB * (i + j))
+    return xp.astype(total, a.dtype)
+
+
+def _cupy_matmul(xp: Namespace, a: Array, b: Array, out: Array) -> Array:
+    """Multiply matrices in CuPy, by its fast ways alone, as CuPy 14 has them.
+
+    One product takes transposed matrices as they are; a batch copies them. A batch without
+    broadcasting is one call of cuBLAS; with it, pointers to all matrices are computed first.
+    """
+    if math.prod(out.shape[:-2]) == 1:
+        one, other, place = (m[(0,) * (m.ndim - 2)] for m in (a, b, out))
+        xp.matmul(one, other, out=place)
+        return out
+    if a.shape[-2] <= b.shape[-1]:  # copies take less than b
+        a = xp.ascontiguousarray(xp.broadcast_to(a, (*b.shape[:-2], *a.shape[-2:])))
     return xp.matmul(a, b, out=out)
 
 
@@ -420,9 +478,17 @@ def inner(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array:
     """Multiply a (.., k, P) and b (.., m, P) to (.., k, m), long sums in pieces."""
     length = a.shape[-1]
     count = inner_pieces(length, a.shape[-2] * b.shape[-2])
+    if on_gpu(xp):
+        if a.shape[-2] > b.shape[-2] or math.prod(a.shape[:-2]) == 1:
+            return matmul(xp, a, xp.matrix_transpose(b), out)
+        turned = xp.matrix_transpose(matmul(xp, b, xp.matrix_transpose(a)))  # copies a, the less
+        if out is None:
+            return turned
+        out[...] = turned
+        return out
     if not (array_api_compat.is_numpy_namespace(xp) and count):
         b = xp.matrix_transpose(b)
-        return xp.matmul(a, b) if out is None else xp.matmul(a, b, out=out)
+        return product(xp, a, b) if out is None else xp.matmul(a, b, out=out)
     whole = count * PIECE
 
     def pieces(v: Array) -> Array:

@@ -39,11 +39,13 @@ class Limits(NamedTuple):
     """Bytes that a call may use, and that one block should.
 
     What needs memory of its own beside its contractions gives these one of several equal shares.
+    There are to be so many `tasks` where the work is enough for them.
     """
 
     allowed: int
     block: int
     shares: int = 1
+    tasks: int = TASKS
 
     @property
     def workspace(self) -> int:
@@ -52,9 +54,9 @@ class Limits(NamedTuple):
 
 
 # Blocks of 8 MiB: large enough for calls that are long, small enough for a shared cache. A GPU
-# wants few and large ones.
+# wants few and large ones: every call of CuPy takes 10 microseconds or more.
 CPU = Limits(64 * MIB, 8 * MIB)
-GPU = Limits(512 * MIB, 512 * MIB)
+GPU = Limits(512 * MIB, 512 * MIB, tasks=1)
 
 
 class Plan(NamedTuple):
@@ -124,7 +126,7 @@ def _operations(geom: Geometry) -> int:
     return 2 * geom.N * geom.K * math.prod(geom.O) * geom.c * math.prod(geom.W)
 
 
-def _fed(whole: Ints, shape: Ints, work: int, smallest: Ints) -> Ints:
+def _fed(whole: Ints, shape: Ints, work: int, smallest: Ints, wanted: int) -> Ints:
     """Halve a block, its axes in turn, until there are enough tasks of some work each.
 
     An axis is not cut below its entry in `smallest`; the axes that are cut first come first.
@@ -133,7 +135,7 @@ def _fed(whole: Ints, shape: Ints, work: int, smallest: Ints) -> Ints:
     for axis, least in enumerate(smallest):
         while current[axis] >= 2 * max(least, 1):
             tasks = count(whole, current)
-            if tasks >= TASKS or work < 2 * tasks * GRAIN:
+            if tasks >= wanted or work < 2 * tasks * GRAIN:
                 return tuple(current)
             current[axis] = -(-current[axis] // 2)
     return tuple(current)
@@ -205,7 +207,7 @@ def forward(
     work += MOVED * numbers(held, (geom.G, geom.N, *geom.O), held[3:])
     rows = (-(-traits.positions // math.prod(some)) for some in (o, o[1:]))
     least = (*rows, *o[1:], 1, traits.channels)  # of fewer, blocks would prepare the same data
-    n, *o, g, k = _fed(everything, (n, *o, g, held[1]), work, least)
+    n, *o, g, k = _fed(everything, (n, *o, g, held[1]), work, least, limits.tasks)
     size = block((g, k, *held[2:]), (g, n, *o), w)
     if (held[2], *w) != whole[2:]:  # of sums in parts, each block prepares the weights of one
         shared, size = 0, size + weights((g, k, held[2], *w))
@@ -252,7 +254,8 @@ def grad_input(geom: Geometry, size: Ints, itemsize: int, limits: Limits) -> Box
     work = _operations(geom) + MOVED * numbers((geom.G, geom.N, *size))
     least = (-(-POSITIONS // math.prod(i)), max(reach[0] * 4, -(-POSITIONS // math.prod(i[1:]))))
     everything = (geom.N, *size, geom.G, geom.c)
-    n, *i, g, c = _fed(everything, (n, *i, g, geom.c), work, (*least, *i[1:], 1, CHANNELS))
+    smallest = (*least, *i[1:], 1, CHANNELS)
+    n, *i, g, c = _fed(everything, (n, *i, g, geom.c), work, smallest, limits.tasks)
     block = itemsize * numbers((g, n, *i), c)
     if shared + block > limits.workspace:
         return None
@@ -266,7 +269,7 @@ def groups(geom: Geometry, own: Work, itemsize: int, limits: Limits) -> Boxes | 
     each = itemsize * (own.kept + 2 * sizes)  # it may have to convert what it reads and writes
     (g,) = _first(halved((geom.G,), (0,)), lambda shape: each * shape[0] <= limits.block)
     operations = geom.G * (SMALL * own.products * own.operations + MOVED * (own.copied + sizes))
-    (g,) = _fed((geom.G,), (g,), operations, (1,))
+    (g,) = _fed((geom.G,), (g,), operations, (1,), limits.tasks)
     if each * g > limits.workspace:
         return None
     return Boxes(g, 1, geom.N, geom.O, 0, each * g)
@@ -321,7 +324,7 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
     everything = (geom.N, *geom.O, *whole)
     positions = max(POSITIONS, traits.positions)
     least = (-(-positions // math.prod(o)), -(-positions // math.prod(o[1:])), *o[1:])
-    fed = _fed(everything, (n, *o, *held), work, (*least, 1, k, CHANNELS, *w))
+    fed = _fed(everything, (n, *o, *held), work, (*least, 1, k, CHANNELS, *w), limits.tasks)
     (n, *o), held = fed[: 1 + geom.rank], fed[1 + geom.rank :]
     g, k, c, *w = held
     shared, size = itemsize * math.prod(held), block(held, (n, *o))

@@ -19,6 +19,7 @@ from .namespace import (
     inner_pieces,
     matmul,
     merged,
+    on_gpu,
     swapped,
 )
 
@@ -35,7 +36,8 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
     x = x[taps(window)[0]]
     G, c, N = x.shape[:3]
     k, positions = w.shape[1], math.prod(window.O)
-    if N > 1 and positions < SHORT and in_place(xp):
+    together = not _apart(N, positions, c, k) if on_gpu(xp) else positions < SHORT
+    if N > 1 and together and in_place(xp):
         # (G, k, c) @ (G, c, N*O) -> (G, k, N*O)
         y = matmul(xp, w, gathered(xp, x, (G, c, N * positions)))
         return xp.reshape(y, (G, k, N, *window.O))
@@ -56,7 +58,7 @@ def grad_weight(
     G, c, N = x.shape[:3]
     k = g.shape[1]
     positions = math.prod(window.O)
-    if _apart(N, positions, c, k):
+    if _apart(N, positions, c, k) and not on_gpu(xp):  # which would copy cells for it
         cells = flattened(xp, swapped(xp, x), SPATIAL)
         rows = flattened(xp, swapped(xp, g), SPATIAL)
         # (G, N, k, O) @ (G, N, O, c) -> (G, N, k, c)

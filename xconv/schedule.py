@@ -273,7 +273,7 @@ def _slices(ranges: Iterable[Range]) -> tuple[slice, ...]:
 
 def check(contraction: str, task: Task, geom: Geometry, pairs: int) -> None:
     """Refuse what cannot be planned, without doing it."""
-    if choice.whole(task, geom):
+    if choice.whole(task, geom, contraction):
         return
     if contraction == "forward":
         forward(task, geom, pairs)

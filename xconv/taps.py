@@ -7,10 +7,9 @@ integers.
 from __future__ import annotations
 
 import math
-import operator
 
 from .geometry import Window, taps
-from .namespace import Array, Namespace
+from .namespace import Array, Namespace, product
 
 
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
@@ -22,11 +21,11 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
     """dT/dg: x (G, c, N, *L) padded, w prepared -> (G, k, N, *O)."""
     G, c, N = x.shape[:3]
     k, positions = w.shape[1], N * math.prod(window.O)
-    product = operator.mul if c == 1 else xp.matmul
     y = None
     for t, point in enumerate(taps(window)):
         # (G, k, c) @ (G, c, N*O) -> (G, k, N*O)
-        term = product(w[..., t], xp.reshape(x[point], (G, c, positions)))
+        cells = xp.reshape(x[point], (G, c, positions))
+        term = w[..., t] * cells if c == 1 else product(xp, w[..., t], cells)
         y = term if y is None else y + term
     return xp.reshape(y, (G, k, N, *window.O))
 
@@ -41,7 +40,7 @@ def grad_weight(
     rows = xp.reshape(g, (G, k, positions))
     # (G, k, N*O) @ (G, N*O, c) -> (G, k, c)
     dw = [
-        xp.matmul(rows, xp.matrix_transpose(xp.reshape(x[point], (G, c, positions))))
+        product(xp, rows, xp.matrix_transpose(xp.reshape(x[point], (G, c, positions))))
         for point in taps(window)
     ]
     return xp.reshape(xp.stack(dw, axis=-1), (G, k, c, *window.W))

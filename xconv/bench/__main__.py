@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for number, layer in enumerate(layers(options.batch))
             for dtype in options.dtypes
             for contraction in options.contractions
-            if selected(options.layers, f"{layer.group} {layer.name}")
+            if any(selected(text, f"{layer.group} {layer.name}") for text in options.layers)
         ]
         if not jobs:
             command.error(f"need --layers to be in a group or layer; got {options.layers!r}")
@@ -104,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
             "The suite takes 6 minutes without and 12 with memory on two cores. Needs torch "
             "(pip install torch) to compare with, tqdm for a progress bar, matplotlib for --plot. "
             "With --backend cupy, all run on the GPU: times are between two events of its stream, "
+            "without what it takes the host to launch the work; "
             "memory is what a library's own pool took; torch:tf32 may round float32 to 19 bits, as "
             "xconv may with CUPY_TF32=1 in the environment."
         ),
@@ -111,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     names = ", ".join(NEEDS)
     add("--libraries", nargs="+", metavar="NAME", help=f"{names}, or xconv:METHOD (xconv torch)")
-    add("--layers", default="", metavar="TEXT", help="only layers or groups with this text")
+    add("--layers", nargs="+", default=[""], metavar="TEXT", help="only layers or groups with it")
     add("--dtypes", nargs="+", default=DTYPES, choices=(*DTYPES, "float16", "bfloat16"))
     add("--batch", type=int, metavar="N", help="samples of every layer, instead of the suite's")
     add("--contractions", nargs="+", default=CONTRACTIONS, choices=CONTRACTIONS)

@@ -1,7 +1,7 @@
 """How each library runs a layer, and how its time is taken.
 
-A runner takes a layer, a contraction and NumPy arrays x, w and g, and returns a function of no
-arguments that computes the contraction, or None where the library has nothing for it.
+A runner takes a layer, a contraction and the library's arrays x, w and g, and returns a function of
+no arguments that computes the contraction, or None where the library has nothing for it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Runner = Callable[[Layer, str, Array, Array, Array], "Task | None"]
 LARGEST = 8 * 2**30  # bytes that a library may take for one row before the row is skipped for it
 
 
-def with_xconv(move: Callable[[Array], Array], method: str) -> Runner:
-    """Return a runner of this package with a method, on the arrays that `move` makes."""
+def with_xconv(method: str) -> Runner:
+    """Return a runner of this package with a method."""
 
     def run(layer: Layer, contraction: str, x: Array, w: Array, g: Array) -> Task | None:
         options: dict[str, Any] = {
@@ -38,7 +38,6 @@ def with_xconv(move: Callable[[Array], Array], method: str) -> Runner:
             "groups": layer.groups,
             "method": method,
         }
-        x, w, g = move(x), move(w), move(g)
         tasks: dict[str, Task] = {
             "forward": lambda: xconv.conv(x, w, **options),
             "grad_input": lambda: xconv.conv_grad_input(g, w, layer.I, **options),
@@ -53,19 +52,14 @@ def with_xconv(move: Callable[[Array], Array], method: str) -> Runner:
     return run
 
 
-def with_torch(device: str, tf32: bool = False) -> Runner:
+def with_torch(tf32: bool = False) -> Runner:
     """Return a runner of PyTorch, without its differentiation."""
     torch = importlib.import_module("torch")
-
-    def tensor(a: Array) -> Array:
-        given = a.astype("float32") if a.dtype.name == "bfloat16" else a
-        return torch.from_numpy(given).to(device, getattr(torch, a.dtype.name))
 
     def run(layer: Layer, contraction: str, x: Array, w: Array, g: Array) -> Task:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.benchmark = True
         rank = len(layer.W)
-        x, w, g = map(tensor, (x, w, g))
         options = (
             [layer.stride] * rank,
             [layer.padding] * rank,
@@ -90,7 +84,6 @@ def with_jax() -> Runner:
 
     def run(layer: Layer, contraction: str, x: Array, w: Array, g: Array) -> Task:
         rank = len(layer.W)
-        x, w, g = (jax.numpy.asarray(a) for a in (x, w, g))
         conv = functools.partial(
             jax.lax.conv_general_dilated,
             window_strides=(layer.stride,) * rank,
@@ -194,14 +187,30 @@ def _formula_bytes(layer: Layer, contraction: str, itemsize: int) -> int:
     return 2 * itemsize * layer.N * layer.C * math.prod(layer.O) * taps
 
 
-def runner(name: str, backend: str) -> Runner:
+def mover(name: str, backend: str) -> Callable[[Array], Array]:
+    """Return what makes a library's array of NumPy's."""
+    library = name.partition(":")[0]
+    if library == "torch":
+        torch = importlib.import_module("torch")
+        device = "cuda" if backend == "cupy" else "cpu"
+
+        def tensor(a: Array) -> Array:
+            given = a.astype("float32") if a.dtype.name == "bfloat16" else a
+            return torch.from_numpy(given).to(device, getattr(torch, a.dtype.name))
+
+        return tensor
+    module = {"xconv": backend, "jax": "jax.numpy"}.get(library, "numpy")
+    move: Callable[[Array], Array] = importlib.import_module(module).asarray
+    return move
+
+
+def runner(name: str) -> Runner:
     """Return the runner of a library: ``xconv``, ``xconv:fft``, ``torch``, ``jax``, ..."""
     library, _, variant = name.partition(":")
     if library == "xconv":
-        move = importlib.import_module("cupy").asarray if backend == "cupy" else np.asarray
-        return with_xconv(move, variant or "auto")
+        return with_xconv(variant or "auto")
     if library == "torch":
-        return with_torch("cuda" if backend == "cupy" else "cpu", variant == "tf32")
+        return with_torch(variant == "tf32")
     return {"jax": with_jax, "scipy": with_scipy, "formulas": with_formulas}[library]()
 
 
@@ -217,25 +226,49 @@ def available(name: str) -> bool:
     return known and needed is not None and importlib.util.find_spec(needed) is not None
 
 
-def stopwatch(name: str, backend: str) -> Callable[[Task], float]:
-    """Return what times one task in seconds: on a GPU with events of its stream."""
+# Keeps the stream that it is launched in busy for a number of nanoseconds.
+SPIN = r"""
+extern "C" __global__ void spin(long long nanoseconds) {
+    long long start, now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(start));
+    do {
+        asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    } while (now - start < nanoseconds);
+}
+"""
+SHORTEST, LONGEST = 2e-4, 0.2  # seconds that the device is kept busy
+
+
+def spin(seconds: float) -> None:
+    """Keep CuPy's current stream busy for so long."""
+    kernel = importlib.import_module("cupy").RawKernel(SPIN, "spin")
+    kernel((1,), (1,), (np.int64(seconds * 1e9),))
+
+
+def stopwatch(backend: str) -> Callable[[Task], float]:
+    """Return what times one task in seconds.
+
+    On a GPU these are between two events of the default stream, CuPy's and PyTorch's. The device
+    is kept busy until all work has been launched, as in a program that keeps it busy itself: what
+    a call takes of the host is another figure.
+    """
     if backend == "cupy":
-        library = name.partition(":")[0]
-        cuda = importlib.import_module("torch" if library == "torch" else "cupy").cuda
-        event: Any = cuda.Event
-        if library == "torch":
-            elapsed: Any = event.elapsed_time
-            event = functools.partial(event, enable_timing=True)
-        else:
-            elapsed = cuda.get_elapsed_time
+        cuda = importlib.import_module("cupy").cuda
 
         def on_device(task: Task) -> float:
-            start, stop = event(), event()
-            start.record()
-            task()
-            stop.record()
-            stop.synchronize()
-            return float(elapsed(start, stop)) / 1e3
+            busy = SHORTEST
+            while True:
+                start, stop = cuda.Event(), cuda.Event()
+                spin(busy)
+                start.record()
+                before = time.perf_counter()
+                task()
+                launched = time.perf_counter() - before
+                stop.record()
+                stop.synchronize()
+                if launched < busy or busy >= LONGEST:
+                    return float(cuda.get_elapsed_time(start, stop)) / 1e3
+                busy = min(2 * launched, LONGEST)
 
         return on_device
 
