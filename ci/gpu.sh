@@ -9,7 +9,7 @@
 #
 #     pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels \
 #         --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 array-api-compat \
-#         array-api-strict dask distributed donfig google-crc32c locket numcodecs \
+#         array-api-strict dask distributed donfig google-crc32c locket msgspec numcodecs \
 #         nvidia-cudnn-frontend partd tblib threadpoolctl tornado zarr zict
 #     pip install --no-index --no-deps --target site wheels/*.whl && export PYTHONPATH=$PWD/site
 set -euo pipefail
@@ -49,7 +49,9 @@ for library in (cupy, cudnn, torch, numpy, array_api_compat):
 PYTHON
 
 if [[ $stages == *" tests "* ]]; then
-    "$python" -m pytest --junit-xml ci/reports/gpu.xml --backend numpy,cupy,torch-cuda "$@"
+    # pytest-benchmark, where it is installed, warns of xdist, and warnings are errors
+    "$python" -m pytest -p no:benchmark --junit-xml ci/reports/gpu.xml \
+        --backend numpy,cupy,torch-cuda "$@"
     "$python" ci/reports.py --ran cupy torch-cuda
 fi
 if [[ $stages == *" demo "* ]]; then
@@ -60,10 +62,14 @@ if [[ $stages == *" step "* ]]; then
 fi
 if [[ $stages == *" bench "* ]]; then
     against=(--libraries xconv xconv:cudnn torch torch:tf32)
+    most=(ResNet VGG LeNet MobileNet others) # large kernels take cuDNN minutes at 32 samples
     "$python" -m xconv.bench --backend cupy --batch 32 --dtypes float32 float16 bfloat16 \
-        --rounds 3 --no-memory "${against[@]}" --json ci/reports/gpu-32.json
+        --layers "${most[@]}" --rounds 3 --no-memory "${against[@]}" --json ci/reports/gpu-32.json
+    "$python" -m xconv.bench --backend cupy --layers large --dtypes float32 \
+        --libraries xconv xconv:fft torch --rounds 3 --json ci/reports/gpu-large.json
     "$python" -m xconv.bench --backend cupy --batch 256 --dtypes float32 float16 --layers ResNet \
         --rounds 3 "${against[@]}" --json ci/reports/gpu-256.json
     CUPY_TF32=1 "$python" -m xconv.bench --backend cupy --batch 32 --dtypes float32 \
-        --rounds 3 --no-memory --libraries xconv:cudnn torch:tf32 --json ci/reports/gpu-tf32.json
+        --layers "${most[@]}" --rounds 3 --no-memory --libraries xconv:cudnn torch:tf32 \
+        --json ci/reports/gpu-tf32.json
 fi

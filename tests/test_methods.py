@@ -4,6 +4,7 @@ import itertools
 import tracemalloc
 from fractions import Fraction
 
+import array_api_compat.numpy as compat
 import array_api_strict as strict
 import bounds
 import numpy as np
@@ -786,3 +787,44 @@ def test_depthwise_dilations_of_each_axis():
     found = depthwise.forward(np, own, depthwise.prepare(np, w[:, None], window), window)
     right = xconv.conv(x, w, method="taps", **options)
     np.testing.assert_array_equal(found[:, 0].swapaxes(0, 1), right)
+
+
+# ---------------------------------------------------------------- products that no BLAS has
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "uint16", "int32", "int64", "uint64"])
+def test_integers_are_multiplied_by_limbs(dtype):
+    """As PyTorch's on a GPU have to be: what is too large wraps."""
+    span = np.iinfo(dtype)
+    a, b = (
+        RNG.integers(span.min, span.max, shape, dtype, endpoint=True)
+        for shape in ((3, 5, 40), (3, 40, 4))
+    )
+    product = namespace.by_limbs(compat, a, b)
+    np.testing.assert_array_equal(product, a @ b, strict=True)
+
+
+def test_long_sums_of_integers_are_exact():
+    a = np.full((1, 2**21 + 3), -1, np.int32)  # of limbs as large as they can be
+    product = namespace.by_limbs(compat, a, a.T)
+    np.testing.assert_array_equal(product, [[2**21 + 3]])
+    assert product.dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ((1, 3, 5), (1, 5, 7)),
+        ((3, 5), (1, 1, 5, 7)),
+        ((2, 1, 3, 5), (2, 4, 5, 7)),
+        ((2, 1, 9, 5), (2, 4, 5, 7)),
+        ((3, 5), (4, 5, 2)),
+    ],
+)
+def test_products_as_cupy_takes_them(a, b):
+    """Its arrays need a GPU; the steps are the same in NumPy."""
+    one, other = RNG.integers(-4, 5, a).astype("float32"), RNG.integers(-4, 5, b).astype("float32")
+    want = one @ other
+    out = np.full_like(want, np.nan)
+    assert namespace._cupy_matmul(np, one, other, out) is out
+    np.testing.assert_array_equal(out, want)

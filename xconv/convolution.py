@@ -108,8 +108,9 @@ def conv(
     infinity again with "windows", so that one of x reaches just the outputs that read it; when
     named, they do not check.
     "cudnn" is NVIDIA's library, for real floating CuPy arrays of up to 3 spatial axes, with the
-    package nvidia-cudnn-frontend: only its deterministic engines, which sum directly, and float32
-    in full unless CuPy is set to allow TF32. "auto" does not take it until a GPU has measured it.
+    package nvidia-cudnn-frontend: only its deterministic engines, and float32 in full unless CuPy
+    is set to allow TF32. "auto" takes it where it was measured to be faster, and then only engines
+    in which a NaN reaches just what reads it.
 
     Dask arrays stay lazy: each chunk of the result is one task, a call on the slab that it reads,
     and each face of a chunk that others read is one more. Along samples and space the result is cut
