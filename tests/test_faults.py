@@ -155,14 +155,14 @@ def test_a_failure_stops_all_workers(monkeypatch, contraction, error, helper):
     right, begin = call(), namespace._Scratch.begin
     failed, blocks = threading.Event(), []
 
-    def begin_or_fail(scratch, size):
-        blocks.append(size)
+    def begin_or_fail(scratch, keep):
+        blocks.append(keep)
         if (threading.current_thread() is threading.main_thread()) != helper:
             failed.set()
             raise error("in a block")
         assert failed.wait(10)
         time.sleep(0.001)
-        begin(scratch, size)
+        begin(scratch, keep)
 
     def failing():
         with contextlib.suppress(error):

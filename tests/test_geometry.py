@@ -112,7 +112,7 @@ def test_products_first_make_the_input_gradient(stride, start, stop):
     additions = scatter.additions(geom, first, last, start, stop)
     assert all(read[one.here].size for one in additions)
     for _ in range(2):  # the second time in the memory of the first
-        namespace.begin_block(np, 2**20)
+        namespace.begin_block(np, True)
         found = scatter.grad_input(np, read, scatter.prepare(np, w), shape, additions)
     flat = np.moveaxis(g, 2, 0).reshape(N, G * k, *geom.O), w.reshape(G * k, c, *W)
     right = oracle.grad_input(*flat, sizes, stride=stride, padding=1, dilation=(2, 1), groups=G)

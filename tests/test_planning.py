@@ -9,6 +9,7 @@ import dask.array
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 import xconv
 from xconv import (
@@ -73,15 +74,11 @@ def in_a_block(run):
     """Return what a block takes, of which nothing is freed before its end, and its result."""
 
     def block():
-        namespace.begin_block(np, 2**24)
+        namespace.begin_block(np, True)
         return run()
 
-    def whole():
-        most, result = peak(block)
-        return most + namespace._scratch.used, result
-
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(whole).result()
+        return pool.submit(peak, block).result()
 
 
 def beyond(run):
@@ -384,3 +381,80 @@ def test_what_weight_gradients_need_is_counted():
     assert taps.weight_workspace(2, 3, strided, 2, 7) == 2 * (60 * 2 + 6 * 14)
     long = Window((5000,), (1,), (1,), (1,))
     assert pointwise.weight_workspace(1, 1, long, 70, 70) == 5000 * 140  # and no sums in pieces
+
+
+# ---------------------------------------------------------------- small limits
+
+SMALL = {
+    "products-first-beside-phases": (
+        "grad_input",
+        ((16, 32, 63, 52), (32, 1, 1, 3), "float64"),
+        {"groups": 32, "padding": ((3, 3), (3, 1)), "padding_mode": "reflect"},
+    ),
+    "per-sample": (
+        "grad_weight",
+        ((5, 64, 15, 13, 6), (64, 32, 2, 7, 3), "float64"),
+        {
+            "groups": 2,
+            "stride": (3, 1, 1),
+            "padding": ((1, 4), (3, 3), (4, 4)),
+            "dilation": (4, 1, 1),
+            "per_sample": True,
+        },
+    ),
+    "integers": (
+        "grad_input",
+        ((5, 64, 60, 46), (16, 32, 1, 3), "int8"),
+        {"groups": 2, "padding": ((1, 1), (2, 1)), "padding_mode": "replicate"},
+    ),
+    "complex-by-one-tap": (
+        "grad_weight",
+        ((5, 32, 1430), (8, 32, 1), "complex64"),
+        {"padding": ((2, 1),), "method": "windows"},
+    ),
+    "groups": (
+        "grad_input",
+        ((8, 8, 28, 28), (128, 1, 3, 2), "float64"),
+        {"groups": 8, "padding": 1, "padding_mode": "reflect"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_limits_hold_on_a_thread_that_has_kept_nothing(name):
+    """And on one that has: no step of a call keeps memory for the next."""
+    contraction, (x_shape, w_shape, dtype), options = SMALL[name]
+    x, w, limit = ones(*x_shape, dtype=dtype), ones(*w_shape, dtype=dtype), 2**20
+    plain = {n: value for n, value in options.items() if n != "per_sample"}
+    dy = ones(*xconv.conv(x, w, **plain).shape, dtype=dtype)
+
+    def call(**more):
+        if contraction == "grad_input":
+            return xconv.conv_grad_input(dy, w, x_shape[2:], **options, **more)
+        return xconv.conv_grad_weight(dy, x, w_shape[2:], **options, **more)
+
+    def beyond_the_result():
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        result = call(max_workspace=limit)
+        most = tracemalloc.get_traced_memory()[1] - before
+        call()
+        assert len(namespace._scratch.memory) > 0
+        call(max_workspace=limit)
+        assert len(namespace._scratch.memory) == 0
+        return most - result.nbytes
+
+    tracemalloc.start()
+    call(max_workspace=limit)  # so that caches of plain numbers are full
+    with ThreadPoolExecutor(1) as pool, threadpool_limits(1):
+        most = pool.submit(beyond_the_result).result()
+    tracemalloc.stop()
+    assert most <= limit + 2**16
+
+
+def test_weights_of_another_dtype_are_counted():
+    """Converted, they are a copy, and Winograd's another."""
+    x, w, limit = ones(4, 64, 56, 56, dtype="float64"), ones(128, 64, 3, 3), 23_592_960
+    run = partial(xconv.conv, x, w, padding=1, method="winograd", max_workspace=limit)
+    most, result = cold(run)
+    assert most - result < limit * 1.02

@@ -168,9 +168,9 @@ SLACK = 64 << 10  # Python's own objects
 
 def peak(call) -> tuple[int, int]:
     """The most bytes beyond the start that a call held, and the bytes of its results."""
-    call()  # whatever is made once
     tracemalloc.start()
     try:
+        call()  # whatever is made once, and what takes its place in full caches
         before = tracemalloc.get_traced_memory()[0]
         tracemalloc.reset_peak()
         result = call()

@@ -28,7 +28,7 @@ from .namespace import (
     scratch,
 )
 from .padding import Index, Reading
-from .plan import Limits, at_once, parts
+from .plan import Boxes, Limits, Plan, at_once, parts
 from .schedule import Block, Forward, Term
 
 Pair = tuple[Array, Array]
@@ -63,6 +63,14 @@ class Setup(NamedTuple):
     def limits(self) -> Limits:
         """Bytes that the call may use."""
         return self.task.limits
+
+    def workers(self, cut: Plan | Boxes) -> int:
+        """Return how many threads work at blocks at a time."""
+        return at_once(cut, self.limits, self.threads)
+
+    def begin(self) -> None:
+        """Begin a block, in which the thread's `scratch` is free again."""
+        begin_block(self.xp, self.limits.ample)
 
     def exact(self) -> Setup:
         """Return the same with a method in which a NaN reaches only what reads it."""
@@ -137,7 +145,7 @@ def forward(
             _prepared(setup, plan, w, one.weights, one.window) if plan.terms == 1 else None
             for _, w in pairs
         ]
-        workers.run(one.blocks, work, workers=at_once(plan.cut, setup.limits, setup.threads))
+        workers.run(one.blocks, work, workers=setup.workers(plan.cut))
     held = []
     for block in spoiled:
         _again(setup, pairs, y, plan.geom, bias, mirrored, block.there)
@@ -176,7 +184,7 @@ def _product(
     xp, total = setup.xp, None
     for (x, w), ready in zip(pairs, held, strict=True):
         for part in block.parts:
-            begin_block(xp, plan.scratch)
+            setup.begin()
             if ready is None:
                 kernel = _prepared(setup, plan, w, part.other, part.window)
             else:
@@ -237,7 +245,7 @@ def _grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) ->
     total = None
 
     def work(term: Term) -> Array:
-        begin_block(xp, plan.scratch)
+        setup.begin()
         part = term.part
         block, rows = setup.read(cells, part.reading, chosen), setup.loaded(g[part.other], 1)
         once = same and term.first and term.last
@@ -258,8 +266,7 @@ def _grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) ->
             if not (same and term.first):
                 store(setup, dw[term.there], None, total)
 
-    available = at_once(plan.cut, setup.limits, setup.threads)
-    workers.run(plan.terms(), work, finish, workers=available)
+    workers.run(plan.terms(), work, finish, workers=setup.workers(plan.cut))
     total = None
     if spoiled:
         grad_weight(setup.exact(), x, g, dw, geom)
@@ -287,7 +294,7 @@ def banded(
     spoiled: list[slice] = []
 
     def work(own: slice) -> None:
-        begin_block(xp, cut.block)
+        setup.begin()
         operand, other = (setup.loaded(a[own], i) for i, a in enumerate(pair))
         there = result[own]
         block = run(xp, operand, other, geom, there if once else None)
@@ -297,7 +304,7 @@ def banded(
         store(setup, there, part_of(bias, (own,)), block)
 
     groups = [slice(*part) for part in parts(0, geom.G, cut.g)]
-    workers.run(groups, work, workers=at_once(cut, setup.limits, setup.threads))
+    workers.run(groups, work, workers=setup.workers(cut))
     for own in spoiled:
         part = geom.part(own.stop - own.start, 1, geom.N, (0,) * geom.rank, geom.O)
         operands = [(pair[0][own], pair[1][own])]

@@ -208,7 +208,7 @@ class Call:
             y = getattr(expression, name)(setup, grouped, geom, bias)
             return layout.ungrouped(xp, cast(xp, y, types.result), result, self.batched)
 
-        return self._run(write, evaluate, like, types, (False, conjugate))
+        return self._run(write, evaluate, like, types, pairs, (False, conjugate))
 
     def _nothing(self, shape: Ints, name: str, like: Array, pairs: list[Pair]) -> Array:
         """Return zeros: the sum over no terms, or a result of no elements.
@@ -272,7 +272,7 @@ class Call:
                 dw = expression.grad_weight(setup, *operands, geom)
             return layout.ungrouped_weights(xp, cast(xp, dw, types.result), axes, lead)
 
-        return self._run(write, evaluate, x, types, conjugate)
+        return self._run(write, evaluate, x, types, [(x, g)], conjugate)
 
     def _run(
         self,
@@ -280,11 +280,13 @@ class Call:
         evaluate: Callable[[Setup], Array],
         like: Array,
         types: DTypes,
+        pairs: list[Pair],
         conjugate: tuple[bool, bool],
     ) -> Array:
         """Run a contraction where the arrays are: on their device, on this call's threads."""
         xp = self.xp
-        task = Task(xp, self.method, *types, self.limits)
+        converted = any(dtype_name(a.dtype) != types.compute for pair in pairs for a in pair)
+        task = Task(xp, self.method, *types, self.limits, converted)
         conjugate = conjugate if types.compute in COMPLEX else (False, False)
         if not in_place(xp):
             return evaluate(Setup(task, conjugate, 1))

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from . import padding, scatter, schedule, workers
 from .blocks import Pair, Setup, banded, forward, part_of, store
 from .geometry import SPATIAL, Geometry, Ints, Phase
-from .namespace import Array, Namespace, begin_block, dtype_of, finite, mirrored, swapped
+from .namespace import Array, Namespace, dtype_of, finite, mirrored, swapped
 from .padding import ALL
-from .plan import Boxes, at_once, parts
+from .plan import Boxes, parts
 from .schedule import Cells, Sum
 
 
@@ -94,7 +94,7 @@ def _scattered(
     weights = [scatter.prepare(xp, setup.ready(w, 1)) for _, w in pairs]
 
     def work(box: Sum) -> None:
-        begin_block(xp, cut.block)
+        setup.begin()
         total = None
         for (g, _), w in zip(pairs, weights, strict=True):
             rows = setup.loaded(g[box.outputs], 0)
@@ -103,7 +103,7 @@ def _scattered(
         store(setup, dx[box.there], part_of(bias, box.there), total)
 
     boxes = schedule.scattered(cut, geom, start, stop)
-    workers.run(boxes(), work, workers=at_once(cut, setup.limits, setup.threads))
+    workers.run(boxes(), work, workers=setup.workers(cut))
 
 
 def _copied(

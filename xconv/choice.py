@@ -111,10 +111,7 @@ def candidates(
     for algorithm in _applicable(task, geom, weights):
         cutting = (geom, algorithm, task.itemsize * pairs, task.limits)
         try:
-            if weights:
-                cut = plan.grad_weight(*cutting)
-            else:
-                cut = plan.forward(*cutting, task.result != task.compute)
+            cut = plan.grad_weight(*cutting) if weights else plan.forward(*cutting, task.converted)
         except Refusal as refusal:
             refusals.append(refusal)
             continue

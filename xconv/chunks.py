@@ -171,7 +171,8 @@ class _Graph:
         work, method = self.work, self.call.method
         for geom, call in itertools.islice(self.calls.items(), CHECKED):
             types = _partial(work.types) if work.contraction == "grad_weight" else work.types
-            task = costs.Task(self.xp, method, *types, call.limits)
+            converted = types.result != types.compute
+            task = costs.Task(self.xp, method, *types, call.limits, converted)
             if work.contraction != "grad_input":  # whose phases have strides of their own
                 choice.check_applies(task, self.call.geom)
             if work.per_sample:

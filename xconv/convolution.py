@@ -75,8 +75,8 @@ def conv(
     max_workspace : int, optional
         Bytes that NumPy and CuPy may use beyond arguments and result, 64 MiB by default and
         512 MiB on a GPU; in Dask, each task beyond the slab that it reads and its chunk. Other
-        libraries evaluate one expression, which this does not bound. In NumPy, each thread keeps
-        up to 16 MiB of it between calls.
+        libraries evaluate one expression, which this does not bound. In NumPy, unless it is less
+        than the default, each thread keeps up to 16 MiB of it between calls.
 
     Returns
     -------

@@ -55,13 +55,17 @@ ON_GPU = Rates(copy=3.0, run=0.0, add=9.0, row=0.0, call=4e6, begin=1.6e7)
 
 
 class Task(NamedTuple):
-    """What the choice depends on: library, method, dtypes of the sums and the result, limits."""
+    """What the choice depends on: library, method, dtypes of the sums and the result, limits.
+
+    ``converted`` says that an operand is of another dtype than the sums.
+    """
 
     xp: Namespace
     method: str
     compute: str
     result: str
     limits: Limits
+    converted: bool
 
     @property
     def itemsize(self) -> int:

@@ -45,15 +45,14 @@ class Algorithm(Hashable, Protocol):
 class Traits(NamedTuple):
     """How an algorithm's blocks are cut and read.
 
-    ``cuts`` says whether sums over channels and taps may be cut into parts, ``scratch`` whether
-    temporary arrays are taken from `namespace.scratch`. Blocks are ``long`` times as large as
-    others where calls are short, and none is cut below some positions and output channels to feed
-    cores. Channels are to come ``last`` in memory where a block is a copy. ``room(xp, w, window)``
-    returns an array to prepare parts of the weights in, or None where that is little work.
+    ``cuts`` says whether sums over channels and taps may be cut into parts. Blocks are ``long``
+    times as large as others where calls are short, and none is cut below some positions and output
+    channels to feed cores. Channels are to come ``last`` in memory where a block is a copy.
+    ``room(xp, w, window)`` returns an array to prepare parts of the weights in, or None where that
+    is little work.
     """
 
     cuts: bool = True
-    scratch: bool = True
     long: int = 1
     positions: int = 256
     channels: int = 64
@@ -63,11 +62,11 @@ class Traits(NamedTuple):
 
 TRAITS: dict[Algorithm, Traits] = {
     windows: Traits(positions=96, channels=256, room=windows.room),
-    taps: Traits(scratch=False),
+    taps: Traits(),
     winograd: Traits(
         cuts=False, long=2, positions=1024, channels=128, last=True, room=winograd.room
     ),
-    fft: Traits(cuts=False, scratch=False),
+    fft: Traits(cuts=False),
     pointwise: Traits(),
     lines: Traits(positions=96, channels=256),
     depthwise: Traits(cuts=False),

@@ -356,33 +356,34 @@ class _Scratch(threading.local):
 
     KEPT = 16 * 2**20  # bytes that a thread keeps between calls, at most
     memory = np.empty(0, np.uint8)
-    used = 0
+    used = 0  # bytes that the block has asked for, whether they were there or not
 
-    def begin(self, size: int) -> None:
-        """Begin a block: what the last one took is free again. Too large ones are not kept."""
-        self.used = 0
-        if len(self.memory) < size <= self.KEPT:
+    def begin(self, keep: bool) -> None:
+        """Begin a block: as much as the last one asked for is kept for it, if it may be."""
+        kept = self.used if len(self.memory) < self.used <= self.KEPT else len(self.memory)
+        kept = kept if keep else 0
+        if kept != len(self.memory):
             self.memory = np.empty(0, np.uint8)  # the old one is freed before there is a new one
-            self.memory = np.empty(size, np.uint8)
+            self.memory = np.empty(kept, np.uint8)
+        self.used = 0
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Return an array that lasts until the thread's next block."""
         start = -(-self.used // 64) * 64
-        stop = start + math.prod(shape) * np.dtype(dtype).itemsize
-        if stop > len(self.memory):
+        self.used = start + math.prod(shape) * np.dtype(dtype).itemsize
+        if self.used > len(self.memory):
             return np.empty(shape, dtype)
-        self.used = stop
         return np.ndarray(shape, dtype, self.memory, start)
 
 
 _scratch = _Scratch()
 
 
-def begin_block(xp: Namespace, size: int) -> None:
-    """Begin a block that takes up to `size` bytes of `scratch`."""
+def begin_block(xp: Namespace, keep: bool) -> None:
+    """Begin a block, in which `scratch` is free again; say whether a thread may keep it."""
     if on_gpu(xp):
         return
-    _scratch.begin(size)
+    _scratch.begin(keep)
 
 
 def scratch(xp: Namespace, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -495,14 +496,11 @@ def inner(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array:
         v = xp.reshape(v[..., :whole], (*v.shape[:-1], count, PIECE))
         return xp.permute_dims(v, (*range(v.ndim - 3), v.ndim - 2, v.ndim - 3, v.ndim - 1))
 
-    each = xp.matmul(pieces(a), xp.matrix_transpose(pieces(b)))
-    total = xp.sum(each, axis=-3, dtype=each.dtype)
+    each = matmul(xp, pieces(a), xp.matrix_transpose(pieces(b)))
+    total = xp.sum(each, axis=-3, dtype=each.dtype, out=out)
     if whole < length:
         total += xp.matmul(a[..., whole:], xp.matrix_transpose(b[..., whole:]))
-    if out is None:
-        return total
-    out[...] = total
-    return out
+    return total
 
 
 def inner_pieces(length: int, size: int) -> int:

@@ -48,6 +48,11 @@ class Limits(NamedTuple):
     tasks: int = TASKS
 
     @property
+    def ample(self) -> bool:
+        """Whether threads may keep memory between blocks: no less is allowed than by default."""
+        return self.allowed >= CPU.allowed
+
+    @property
     def workspace(self) -> int:
         """Bytes that a contraction may use."""
         return self.allowed // self.shares

@@ -20,6 +20,7 @@ from .namespace import (
     matmul,
     merged,
     on_gpu,
+    scratch,
     swapped,
 )
 
@@ -62,7 +63,7 @@ def grad_weight(
         cells = flattened(xp, swapped(xp, x), SPATIAL)
         rows = flattened(xp, swapped(xp, g), SPATIAL)
         # (G, N, k, O) @ (G, N, O, c) -> (G, N, k, c)
-        each = inner(xp, rows, cells)
+        each = inner(xp, rows, cells, scratch(xp, (G, N, k, c), x.dtype) if in_place(xp) else None)
         dw = xp.sum(each, axis=1, dtype=each.dtype)
     else:
         cells, rows = flattened(xp, x, 2), flattened(xp, g, 2)

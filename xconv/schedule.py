@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 from . import choice, scatter
 from .costs import Task
 from .geometry import Geometry, Ints, Phase, Window
-from .methods import TRAITS, Algorithm
+from .methods import Algorithm
 from .padding import ALL, Index, Reading, reading
 from .plan import Boxes, Plan, Range, boxes, count, parts
 from .scatter import Addition
@@ -55,14 +55,12 @@ class Pass(NamedTuple):
 class Forward(NamedTuple):
     """The schedule of a forward contraction, of `geom` once cells that nothing reads are left out.
 
-    ``scratch`` are the bytes of `namespace.scratch` that a block takes, ``cells`` those of x that
-    are read at all, ``terms`` the products of one block.
+    ``cells`` are those of x that are read at all, ``terms`` the products of one block.
     """
 
     geom: Geometry
     algorithm: Algorithm
     cut: Plan
-    scratch: int
     cells: Index
     terms: int
     passes: Callable[[], Iterable[Pass]]
@@ -82,7 +80,6 @@ class GradWeight(NamedTuple):
 
     algorithm: Algorithm
     cut: Plan
-    scratch: int
     cells: Index
     terms: Callable[[], Iterable[Term]]
 
@@ -115,9 +112,7 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
 
     whole = (geom.G, geom.k, geom.N, *geom.O)
     many = len(sums) * count(whole, (cut.g, cut.k, cut.n, *cut.o))
-    return Forward(
-        geom, chosen, cut, _scratch(chosen, cut), (*ALL, *cells), len(sums), _kept(passes, many)
-    )
+    return Forward(geom, chosen, cut, (*ALL, *cells), len(sums), _kept(passes, many))
 
 
 @lru_cache(maxsize=256)
@@ -139,7 +134,7 @@ def grad_weight(task: Task, geom: Geometry) -> GradWeight:
             yield Term(_slices(held), part, first, last)
 
     many = count((size for size, _ in sizes), (n for _, n in sizes))
-    return GradWeight(chosen, cut, _scratch(chosen, cut), (*ALL, *cells), _kept(terms, many))
+    return GradWeight(chosen, cut, (*ALL, *cells), _kept(terms, many))
 
 
 class Sum(NamedTuple):
@@ -226,10 +221,6 @@ def cells(task: Task, geom: Geometry, start: Ints, stop: Ints, pairs: int) -> Ce
             for one in itertools.product(*axes)
         ),
     )
-
-
-def _scratch(algorithm: Algorithm, cut: Plan) -> int:
-    return cut.block if TRAITS[algorithm].scratch else 0
 
 
 def _kept(make: Callable[[bool], Iterator[T]], many: int) -> Callable[[], Iterable[T]]:

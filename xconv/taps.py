@@ -7,6 +7,8 @@ integers.
 from __future__ import annotations
 
 import math
+import operator
+from functools import partial
 
 from .geometry import Window, taps
 from .namespace import Array, Namespace, product
@@ -21,11 +23,11 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
     """dT/dg: x (G, c, N, *L) padded, w prepared -> (G, k, N, *O)."""
     G, c, N = x.shape[:3]
     k, positions = w.shape[1], N * math.prod(window.O)
+    multiply = operator.mul if c == 1 else partial(product, xp)
     y = None
     for t, point in enumerate(taps(window)):
         # (G, k, c) @ (G, c, N*O) -> (G, k, N*O)
-        cells = xp.reshape(x[point], (G, c, positions))
-        term = w[..., t] * cells if c == 1 else product(xp, w[..., t], cells)
+        term = multiply(w[..., t], xp.reshape(x[point], (G, c, positions)))
         y = term if y is None else y + term
     return xp.reshape(y, (G, k, N, *window.O))
 

@@ -196,6 +196,7 @@ def run(
             result = work(task)
             if finish:
                 finish(task, result)
+            del result  # before the next one is made
         return
     crew = _Crew(iter(tasks), work, finish)
     try:
