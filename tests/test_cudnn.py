@@ -295,6 +295,28 @@ def test_only_zeros_are_padded_by_cudnn(library, padding, mode, given):
 
 
 @pytest.mark.parametrize(
+    ("size", "stride", "padding", "given"),
+    [
+        (7, 1, (1, 2), None),
+        (7, 2, (1, 0), None),
+        (8, 2, (1, 1), ((1, 1),)),
+        (8, 2, (1, 0), ((1, 1),)),  # one more zero, and as many outputs
+    ],
+)
+def test_zeros_on_both_sides_are_as_many_where_that_can_be(library, size, stride, padding, given):
+    """As cuDNN's weight gradients were wrong without; its other engines take any."""
+    x, w = numbers(1, 2, size), numbers(3, 2, 3)
+    options = {"stride": stride, "padding": (padding,)}
+    y, graph = conv(x, w, **options)
+    np.testing.assert_array_equal(y, oracle.conv(x, w, **options))
+    assert graph.padding[1:] == (given or (padding,))
+    dw = xconv.conv_grad_weight(y, x, (3,), method="cudnn", **options)
+    np.testing.assert_array_equal(dw, oracle.grad_weight(y, x, (3,), **options))
+    low, high = Graph.made[-1].padding[1]
+    assert low == high
+
+
+@pytest.mark.parametrize(
     "view",
     [
         lambda a: a[:, :, ::2],
@@ -509,6 +531,18 @@ def test_no_engine_or_no_room(library, monkeypatch):
     rule = RULE.format("arrays of less than 12 elements for cuDNN", "12 elements")
     with pytest.raises(ValueError, match=rule):
         conv(x, w)
+
+
+def test_a_cudnn_that_does_not_load(library, monkeypatch):
+    def create_handle():
+        raise RuntimeError("no libcudnn.so.9\nfound")
+
+    monkeypatch.setattr(library, "create_handle", create_handle)
+    x, w = numbers(1, 2, 5), numbers(3, 2, 2)
+    rule = RULE.format("a cuDNN that loads", "no libcudnn.so.9 found")
+    with pytest.raises(ValueError, match=rule):
+        conv(x, w)
+    np.testing.assert_array_equal(xconv.conv(x, w), oracle.conv(x, w))
 
 
 def test_without_the_package(library, monkeypatch):

@@ -54,9 +54,8 @@ def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace,
 def _on_one_gpu(given: Collection[Array]) -> bool:
     """Whether all are plain CuPy arrays of one device, which needs no further look."""
     cupy = sys.modules.get("cupy")
-    if cupy is None or not all(type(a) is cupy.ndarray for a in given):
-        return False
-    return len({a.device.id for a in given}) == 1
+    plain = cupy is not None and all(type(a) is cupy.ndarray for a in given)
+    return plain and len({a.device.id for a in given}) == 1
 
 
 def _plain(name: str, a: Array) -> Array:
