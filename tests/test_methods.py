@@ -22,6 +22,7 @@ from xconv import (
     lines,
     namespace,
     pointwise,
+    products,
     taps,
     windows,
     winograd,
@@ -799,15 +800,15 @@ def test_integers_are_multiplied_by_limbs(dtype):
         RNG.integers(span.min, span.max, shape, dtype, endpoint=True)
         for shape in ((3, 5, 40), (3, 40, 4))
     )
-    product = namespace.by_limbs(compat, a, b)
-    np.testing.assert_array_equal(product, a @ b, strict=True)
+    found = products.by_limbs(compat, a, b)
+    np.testing.assert_array_equal(found, a @ b, strict=True)
 
 
 def test_long_sums_of_integers_are_exact():
     a = np.full((1, 2**21 + 3), -1, np.int32)  # of limbs as large as they can be
-    product = namespace.by_limbs(compat, a, a.T)
-    np.testing.assert_array_equal(product, [[2**21 + 3]])
-    assert product.dtype == np.int32
+    found = products.by_limbs(compat, a, a.T)
+    np.testing.assert_array_equal(found, [[2**21 + 3]])
+    assert found.dtype == np.int32
 
 
 @pytest.mark.parametrize(
@@ -825,5 +826,5 @@ def test_products_as_cupy_takes_them(a, b):
     one, other = RNG.integers(-4, 5, a).astype("float32"), RNG.integers(-4, 5, b).astype("float32")
     want = one @ other
     out = np.full_like(want, np.nan)
-    assert namespace._cupy_matmul(np, one, other, out) is out
+    assert products.in_cupy(np, one, other, out) is out
     np.testing.assert_array_equal(out, want)

@@ -47,7 +47,7 @@ LINES = """
     errors
     geometry
     namespace
-    dtypes layout padding workers
+    dtypes layout padding products workers
     bands depthwise diagonals fft lines pointwise scatter taps windows winograd
     methods
     plan

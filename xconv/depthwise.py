@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 
 from .geometry import SPATIAL, Ints, Window
-from .namespace import Array, Namespace, gathered, matmul, merged, scratch, strided, windows
+from .namespace import Array, Namespace, gathered, merged, scratch, strided, windows
+from .products import matmul
 
 ALL = (slice(None),) * SPATIAL
 ROWS = 4  # rows of outputs in a product: more of them multiply more zeros

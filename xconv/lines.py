@@ -12,18 +12,16 @@ import math
 
 from .geometry import SPATIAL, Window
 from .namespace import (
-    PIECE,
     Array,
     Namespace,
     flattened,
     gathered,
-    inner,
-    matmul,
     merged,
     strided,
     swapped,
     windows,
 )
+from .products import PIECE, inner, matmul
 
 SHORT = 16  # positions of a row below which samples share a product
 

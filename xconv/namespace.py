@@ -127,6 +127,12 @@ def in_place(xp: Namespace) -> bool:
 
 
 @lru_cache(maxsize=64)
+def in_numpy(xp: Namespace) -> bool:
+    """Whether the namespace is NumPy's."""
+    return array_api_compat.is_numpy_namespace(xp)
+
+
+@lru_cache(maxsize=64)
 def on_gpu(xp: Namespace) -> bool:
     """Whether the namespace is CuPy's."""
     return array_api_compat.is_cupy_namespace(xp)
@@ -153,6 +159,12 @@ def widens_integers(xp: Namespace) -> bool:
     NumPy and CuPy have no BLAS for integers, and PyTorch has no integer product on a GPU.
     """
     return in_place(xp) or array_api_compat.is_torch_namespace(xp)
+
+
+def lacks_products(xp: Namespace, a: Array) -> bool:
+    """Whether the library has none of an array like this: of integers, PyTorch on a GPU."""
+    torch = array_api_compat.is_torch_namespace(xp)
+    return torch and a.is_cuda and dtype_name(a.dtype) in INTEGER
 
 
 def native_unsigned(xp: Namespace) -> bool:
@@ -411,100 +423,6 @@ def flattened(xp: Namespace, a: Array, axis: int) -> Array:
     if whole is None:
         whole = gathered(xp, a, (*a.shape[:axis], math.prod(a.shape[axis:])))
     return whole
-
-
-def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array:
-    """Multiply matrices into `out`, or in place to `scratch`; b has all of the batch's axes."""
-    if not in_place(xp):
-        return product(xp, a, b)
-    if out is None:
-        out = scratch(xp, (*b.shape[:-2], a.shape[-2], b.shape[-1]), b.dtype)
-    if on_gpu(xp):
-        return _cupy_matmul(xp, a, b, out)
-    return xp.matmul(a, b, out=out)
-
-
-def product(xp: Namespace, a: Array, b: Array) -> Array:
-    """Multiply matrices, as an expression."""
-    if array_api_compat.is_torch_namespace(xp) and a.is_cuda and dtype_name(a.dtype) in INTEGER:
-        return by_limbs(xp, a, b)  # PyTorch has no product of integers there
-    return xp.matmul(a, b)
-
-
-LIMB = 16  # bits: a product has 32, and 2**21 of them have a sum in float64
-
-
-def by_limbs(xp: Namespace, a: Array, b: Array) -> Array:
-    """Multiply matrices of integers by products in float64; what is too large wraps."""
-    count = -(-itemsize(dtype_name(a.dtype)) * 8 // LIMB)
-    total = xp.zeros((), dtype=xp.int64, device=device(a))
-    for start in range(0, a.shape[-1], 2**21):
-        some = slice(start, start + 2**21)
-        pair = a[..., some], b[..., some, :]
-        ones, others = (
-            [
-                xp.astype((xp.astype(m, xp.int64) >> LIMB * i) % 2**LIMB, xp.float64)
-                for i in range(count)
-            ]
-            for m in pair
-        )
-        for i, one in enumerate(ones):
-            for j, other in enumerate(others[: count - i]):
-                term = xp.astype(xp.matmul(one, other), xp.int64)
-                total = total + (term << LIMB * (i + j))
-    return xp.astype(total, a.dtype)
-
-
-def _cupy_matmul(xp: Namespace, a: Array, b: Array, out: Array) -> Array:
-    """Multiply matrices in CuPy, by its fast ways alone, as CuPy 14 has them.
-
-    One product takes transposed matrices as they are; a batch copies them. A batch without
-    broadcasting is one call of cuBLAS; with it, pointers to all matrices are computed first.
-    """
-    if math.prod(out.shape[:-2]) == 1:
-        one, other, place = (m[(0,) * (m.ndim - 2)] for m in (a, b, out))
-        xp.matmul(one, other, out=place)
-        return out
-    if a.shape[-2] <= b.shape[-1]:  # copies take less than b
-        a = xp.ascontiguousarray(xp.broadcast_to(a, (*b.shape[:-2], *a.shape[-2:])))
-    return xp.matmul(a, b, out=out)
-
-
-PIECE = 2048  # numbers that BLAS sums well where a product of few rows and columns is long,
-FEW = 64 * 64  # of which there are at most so many together
-
-
-def inner(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array:
-    """Multiply a (.., k, P) and b (.., m, P) to (.., k, m), long sums in pieces."""
-    length = a.shape[-1]
-    count = inner_pieces(length, a.shape[-2] * b.shape[-2])
-    if on_gpu(xp):
-        if a.shape[-2] > b.shape[-2] or math.prod(a.shape[:-2]) == 1:
-            return matmul(xp, a, xp.matrix_transpose(b), out)
-        turned = xp.matrix_transpose(matmul(xp, b, xp.matrix_transpose(a)))  # copies a, the less
-        if out is None:
-            return turned
-        out[...] = turned
-        return out
-    if not (array_api_compat.is_numpy_namespace(xp) and count):
-        b = xp.matrix_transpose(b)
-        return product(xp, a, b) if out is None else xp.matmul(a, b, out=out)
-    whole = count * PIECE
-
-    def pieces(v: Array) -> Array:
-        v = xp.reshape(v[..., :whole], (*v.shape[:-1], count, PIECE))
-        return xp.permute_dims(v, (*range(v.ndim - 3), v.ndim - 2, v.ndim - 3, v.ndim - 1))
-
-    each = matmul(xp, pieces(a), xp.matrix_transpose(pieces(b)))
-    total = xp.sum(each, axis=-3, dtype=each.dtype, out=out)
-    if whole < length:
-        total += xp.matmul(a[..., whole:], xp.matrix_transpose(b[..., whole:]))
-    return total
-
-
-def inner_pieces(length: int, size: int) -> int:
-    """Return how many pieces `inner` sums apart, for `size` results, each of them a result."""
-    return length // PIECE if size <= FEW and length >= 2 * PIECE else 0
 
 
 def merged(a: Array, axis: int) -> Array | None:

@@ -15,14 +15,12 @@ from .namespace import (
     flattened,
     gathered,
     in_place,
-    inner,
-    inner_pieces,
-    matmul,
     merged,
     on_gpu,
     scratch,
     swapped,
 )
+from .products import inner, inner_pieces, matmul
 
 SHORT = 128  # positions of a sample
 

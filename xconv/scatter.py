@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .geometry import SPATIAL, Geometry, Ints
-from .namespace import Array, Namespace, flattened, matmul, scratch
+from .namespace import Array, Namespace, flattened, scratch
+from .products import matmul
 
 ALL = (slice(None),) * SPATIAL
 

@@ -11,7 +11,8 @@ import operator
 from functools import partial
 
 from .geometry import Window, taps
-from .namespace import Array, Namespace, product
+from .namespace import Array, Namespace
+from .products import product
 
 
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:

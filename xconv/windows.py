@@ -15,14 +15,12 @@ from .namespace import (
     flattened,
     gathered,
     in_place,
-    inner,
-    inner_pieces,
-    matmul,
     merged,
     on_gpu,
     swapped,
     windows,
 )
+from .products import inner, inner_pieces, matmul
 
 MANY = 2**18  # weights from which on they are not just reshaped: workers may share that
 SHORT = 256  # positions of a sample below which samples share one product; on a GPU, rows

@@ -34,13 +34,13 @@ from .namespace import (
     constant,
     gathered,
     in_place,
-    matmul,
     merged,
     mirrored,
     scratch,
     tiled,
 )
 from .padding import embedded
+from .products import matmul
 
 LARGEST = 5  # taps of an axis
 POINTS = {4: (0, 1, -1), 6: (0, Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))}
