@@ -101,7 +101,11 @@ def test_without_a_gpu_it_is_numpy(monkeypatch):
 @pytest.mark.parametrize(
     ("missing", "arguments", "hint"),
     [
-        ("array_api_compat.cupy", ["--backend", "cupy"], "cupy; install it: pip install cupy-cuda"),
+        (
+            "array_api_compat.cupy",
+            ["--backend", "cupy"],
+            "cupy; install it: pip install '.[cuda13]'",
+        ),
         ("array_api_compat.torch", ["--backend", "torch"], "torch; install it: pip install torch"),
         ("jax.numpy", ["--backend", "jax"], "jax; install it: pip install jax"),
         ("sklearn.datasets", [], "sklearn; install it: pip install scikit-learn"),

@@ -185,6 +185,7 @@ def _product(
     for (x, w), ready in zip(pairs, held, strict=True):
         for part in block.parts:
             setup.begin()
+            kernel = data = term = None  # the last ones are freed first
             if ready is None:
                 kernel = _prepared(setup, plan, w, part.other, part.window)
             else:

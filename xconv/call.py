@@ -193,7 +193,7 @@ class Call:
             out = xp.empty(shape, dtype=dtype_of(xp, types.result))
             view = layout.grouped(xp, out, result, geom.G, self.batched)
             grouped, bias = operands()
-            self._in_place(name, setup, grouped, view, geom, bias)
+            self._in_place(name, geom, setup, grouped, view, geom, bias)
             return out
 
         def evaluate(setup: Setup) -> Array:
@@ -251,9 +251,10 @@ class Call:
             view = layout.grouped_weights(xp, out, axes, geom.G, lead)
             operands, each = split()
             for i, pair in enumerate(each if geom.N else ()):
-                self._in_place("grad_weight", setup, *pair, view[:, i], geom.per_sample())
+                one = geom.per_sample()
+                self._in_place("grad_weight", one, setup, *pair, view[:, i], one)
             if not lead:
-                self._in_place("grad_weight", setup, *operands, view, geom)
+                self._in_place("grad_weight", geom, setup, *operands, view, geom)
             return out
 
         def evaluate(setup: Setup) -> Array:
@@ -285,7 +286,7 @@ class Call:
     ) -> Array:
         """Run a contraction where the arrays are: on their device, on this call's threads."""
         xp = self.xp
-        converted = any(dtype_name(a.dtype) != types.compute for pair in pairs for a in pair)
+        converted = types.convert(*(a for pair in pairs for a in pair))
         task = Task(xp, self.method, *types, self.limits, converted)
         conjugate = conjugate if types.compute in COMPLEX else (False, False)
         if not in_place(xp):
@@ -296,9 +297,9 @@ class Call:
             with workers.available() as threads:
                 return write(Setup(task, conjugate, threads))
 
-    def _in_place(self, name: str, setup: Setup, *arguments: Any) -> None:
+    def _in_place(self, name: str, geom: Geometry, setup: Setup, *arguments: Any) -> None:
         """Do a contraction where arrays are written to: whole, by cuDNN, or in blocks."""
-        if choice.whole(setup.task, self.geom, name):
+        if choice.whole(setup.task, geom, name):
             from . import cudnn  # imports cuDNN
 
             try:

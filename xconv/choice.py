@@ -8,7 +8,7 @@ library alone.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import importlib
 import math
 from functools import lru_cache
 from typing import NamedTuple
@@ -33,6 +33,7 @@ from .methods import METHODS, Algorithm
 from .namespace import COMPLEX, INTEGER, REAL, allows_tf32, in_place, on_gpu
 from .plan import Boxes, Plan
 
+MOST_TAPS = 49  # of which cuDNN's gradients were measured
 FEW = 4  # taps of one channel per group that are faster one by one than by `depthwise`
 
 
@@ -56,18 +57,22 @@ def whole(task: Task, geom: Geometry, contraction: str) -> bool:
 def _faster_by_cudnn(task: Task, geom: Geometry, contraction: str) -> bool:
     """Whether cuDNN is faster than blocks.
 
-    Measured on an NVIDIA H200 with cuDNN 9.19 over the suite of `xconv.bench` at batch 32. cuBLAS
-    uses tensor cores in float64, which cuDNN does not; for gradients in float32, in full, it has
-    the better products, and cuDNN few engines that give the same bits each time. That for 3x3
-    weights needs room for what it transforms.
+    Measured on an NVIDIA H200 with cuDNN 9.19 over the suite of `xconv.bench` at batch 32, but for
+    its large kernels, in float16, float32 and float64; bfloat16 and TF32 are taken to be as
+    float16. For gradients in float32, in full, cuDNN has few engines that give the same bits each
+    time: for the weights one of 3x3, which transforms x and g to 9/4 of their size. An input
+    gradient of 15x15 took it seconds.
     """
-    if task.itemsize == 8 and geom.G == 1:
-        return math.prod(geom.W) == max(geom.stride) == 1
-    if task.result != "float32" or geom.G > 1 or contraction == "forward" or allows_tf32():
-        return True
-    if math.prod(geom.W) == 1:
+    taps, alone = math.prod(geom.W), geom.G == 1
+    if task.itemsize == 8 and alone:  # by tensor cores of cuBLAS
+        return taps == max(geom.stride) == 1
+    if contraction != "forward" and alone and taps > MOST_TAPS:
         return False
-    if contraction == "grad_input":
+    if task.result != "float32" or not alone or allows_tf32():
+        return True
+    if taps == 1:
+        return False
+    if contraction != "grad_weight":
         return True
     dense = geom.W == (3, 3) and max(geom.stride) == max(geom.dilation) == 1
     numbers = geom.N * (geom.C * math.prod(geom.I) + geom.K * math.prod(geom.O))
@@ -85,10 +90,19 @@ def _without_cudnn(task: Task, geom: Geometry) -> tuple[str, str, type[Exception
         return f"real floating arrays, {other}", f"{got}result {task.result}", TypeError
     if geom.rank > 3:
         return f"at most 3 spatial axes, {other}", f"{got}{geom.rank} spatial axes", ValueError
-    if importlib.util.find_spec("cudnn") is None:
+    if reason := _missing():
         package = "the package nvidia-cudnn-frontend (extras cuda12 and cuda13 of xconv)"
-        return f"{package}, {other}", f"{got}no module of the name cudnn", ValueError
+        return f"{package}, {other}", f"{got}{reason}", ValueError
     return None
+
+
+def _missing() -> str:
+    """Return why cuDNN's package cannot be imported; nothing, if it can."""
+    try:
+        importlib.import_module("cudnn")
+    except (ImportError, OSError, RuntimeError) as error:  # it may be there, and no cuDNN
+        return " ".join(str(error).split())[:200]
+    return ""
 
 
 class Candidate(NamedTuple):

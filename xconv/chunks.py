@@ -115,6 +115,7 @@ class Work:
     contraction: str
     types: DTypes
     conjugate: Any
+    converted: bool
     pairs: int = 1
     bias: bool = False
     per_sample: bool = False
@@ -171,8 +172,7 @@ class _Graph:
         work, method = self.work, self.call.method
         for geom, call in itertools.islice(self.calls.items(), CHECKED):
             types = _partial(work.types) if work.contraction == "grad_weight" else work.types
-            converted = types.result != types.compute
-            task = costs.Task(self.xp, method, *types, call.limits, converted)
+            task = costs.Task(self.xp, method, *types, call.limits, work.converted)
             if work.contraction != "grad_input":  # whose phases have strides of their own
                 choice.check_applies(task, self.call.geom)
             if work.per_sample:
@@ -215,7 +215,8 @@ def data(
     if spatial is None:
         spatial = [_moved(geom, a, follow.spatial(a), forward) for a in range(geom.rank)]
     samples = follow.samples()
-    work = Work(contraction, types, conjugate, len(pairs), b is not None)
+    converted = types.convert(*(a for pair in pairs for a in pair))
+    work = Work(contraction, types, conjugate, converted, len(pairs), b is not None)
     graph = _Graph(call, work, [*(side.array for side in sides), *given], samples, spatial)
     pieces = _outputs if forward else _inputs
     along = [
@@ -258,7 +259,7 @@ def grad_weight(
     if not call.batched:
         axes, other = without_batch(axes), without_batch(other)
     lead = per_sample and call.batched
-    work = Work("grad_weight", types, conjugate, per_sample=lead)
+    work = Work("grad_weight", types, conjugate, types.convert(x, g), per_sample=lead)
     graph = _Graph(call, work, [x, g])
     cells, outputs = Side(x, axes), Side(g, other)
     follow, spatial = outputs, [outputs.spatial(a) for a in range(geom.rank)]

@@ -61,7 +61,8 @@ def conv(
     padding_mode : {"zeros", "reflect", "replicate", "circular", "symmetric"}
         What the added cells hold: zeros, the mirrored input without ("reflect") or with
         ("symmetric") its edge cell, the edge cell, or the input's other end. Positive padding
-        comes first, from the uncropped input, then negative padding crops.
+        comes first, from the uncropped input, then negative padding crops. Without `padding`
+        there are none. NumPy's "edge" is "replicate", and SciPy's "reflect" is "symmetric".
     layout : {"channels_first", "channels_last"} or tuple of three str
         Order of the axes. "channels_last" is Keras's: x (N, *I, C), w (*W, C / groups, K), and
         y (N, *O, K). Three strings are JAX's, of x, w and y: ("NHWC", "HWIO", "NHWC").
@@ -75,8 +76,9 @@ def conv(
     max_workspace : int, optional
         Bytes that NumPy and CuPy may use beyond arguments and result, 64 MiB by default and
         512 MiB on a GPU; in Dask, each task beyond the slab that it reads and its chunk. Other
-        libraries evaluate one expression, which this does not bound. In NumPy, unless it is less
-        than the default, each thread keeps up to 16 MiB of it between calls.
+        libraries evaluate one expression, which this does not bound. Below some MiB calls get
+        slow, as blocks get small. With less than the default nothing is kept between calls;
+        otherwise each of NumPy's threads keeps up to 16 MiB, beside these.
 
     Returns
     -------

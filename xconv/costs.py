@@ -49,7 +49,8 @@ class Rates(NamedTuple):
     begin: float
 
 
-# On an NVIDIA H200 (CuPy 14.2, float32) a product takes a 500th of FLOP; the rest against that.
+# On an NVIDIA H200 (CuPy 14.2, float32) an operation takes a 500th of FLOP; these are 500 times
+# what was measured there, so that FLOP serves both.
 ON_CPU = Rates(COPY, RUN, ADD, ROW, CALL, 0.0)
 ON_GPU = Rates(copy=3.0, run=0.0, add=9.0, row=0.0, call=4e6, begin=1.6e7)
 
@@ -57,7 +58,7 @@ ON_GPU = Rates(copy=3.0, run=0.0, add=9.0, row=0.0, call=4e6, begin=1.6e7)
 class Task(NamedTuple):
     """What the choice depends on: library, method, dtypes of the sums and the result, limits.
 
-    ``converted`` says that an operand is of another dtype than the sums.
+    ``converted`` says that an operand is of another dtype than the sums: weights may be copied.
     """
 
     xp: Namespace

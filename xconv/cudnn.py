@@ -326,7 +326,7 @@ class Problem(NamedTuple):
         return {name: _tensor(shape, self.last) for name, shape in shapes.items()}
 
 
-class Plan(NamedTuple):
+class Ready(NamedTuple):
     """A graph that can be executed, its tensors, and the bytes that its engine takes."""
 
     graph: Any
@@ -391,20 +391,16 @@ def _type(name: str) -> Any:
 @cache
 def _handle(device: int) -> Any:
     """Return cuDNN's handle of the current device."""
-    try:
-        return cudnn.create_handle()
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise Refusal("a cuDNN that loads, or another method", reason) from None
+    return cudnn.create_handle()
 
 
 @lru_cache(maxsize=256)
-def _plan(device: int, problem: Problem) -> Plan:
-    """Choose an engine by cuDNN's own estimates."""
+def _plan(device: int, problem: Problem) -> Ready | tuple[str, str]:
+    """Choose an engine by cuDNN's own estimates; or return which rule is broken, and by what."""
     largest = max(math.prod(sizes) for sizes, _ in problem.tensors().values())
     if largest >= LARGEST:
         rule = f"arrays of less than {LARGEST} elements for cuDNN, or another method"
-        raise Refusal(rule, f"{largest} elements")
+        return rule, f"{largest} elements"
     notes = [getattr(cudnn.numerical_note, note) for note in problem.avoided]
     try:
         graph, tensors = graph_of(problem, _handle(device))
@@ -415,13 +411,18 @@ def _plan(device: int, problem: Problem) -> Plan:
         graph.check_support()
         graph.build_plans()
     except cudnn.cudnnGraphNotSupportedError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise Refusal(
+        return (
             "a deterministic engine of cuDNN within max_workspace, or another method",
             f"{problem.operation} of {problem.geom}, {problem.dtype}, max_workspace with "
-            f"{problem.workspace} bytes left, cuDNN {cudnn.backend_version()}: {reason}",
-        ) from None
-    return Plan(graph, tensors, graph.get_workspace_size())
+            f"{problem.workspace} bytes left, cuDNN {cudnn.backend_version()}: {_line(error)}",
+        )
+    except RuntimeError as error:  # of the handle, where a library is missing
+        return "a cuDNN that works, or another method", _line(error)
+    return Ready(graph, tensors, graph.get_workspace_size())
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 _lock = threading.Lock()  # a handle is for one thread at a time
@@ -432,6 +433,8 @@ def run(xp: Namespace, problem: Problem, arrays: dict[str, Array]) -> None:
     device, stream = queue()
     with _lock:
         plan = _plan(device, problem)
+        if not isinstance(plan, Ready):
+            raise Refusal(*plan)
         workspace = xp.empty(max(plan.workspace, 1), dtype=dtype_of(xp, "uint8"))
         cudnn.set_stream(handle=_handle(device), stream=stream)
         buffers = {plan.tensors[name]: address(a) for name, a in arrays.items()}

@@ -31,7 +31,7 @@ BATCH, RATE = 32, 5e-3
 SURE = 0.82  # the probability to aim at for the true digit; the other nine share the rest
 BACKENDS = {  # the namespace, and what to install for it
     "numpy": ("array_api_compat.numpy", "numpy"),
-    "cupy": ("array_api_compat.cupy", "cupy-cuda13x (CUDA 12: cupy-cuda12x)"),
+    "cupy": ("array_api_compat.cupy", "'.[cuda13]' (CUDA 12: '.[cuda12]')"),
     "torch": ("array_api_compat.torch", "torch"),
     "jax": ("jax.numpy", "jax"),
 }

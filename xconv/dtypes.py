@@ -10,7 +10,9 @@ from .namespace import (
     COMPLEX,
     INTEGER,
     REAL,
+    Array,
     Namespace,
+    dtype_name,
     in_place,
     itemsize,
     native_unsigned,
@@ -26,6 +28,10 @@ class DTypes(NamedTuple):
 
     compute: str
     result: str
+
+    def convert(self, *arrays: Array) -> bool:
+        """Whether any array is converted, as it is of another dtype than the sums."""
+        return any(dtype_name(a.dtype) != self.compute for a in arrays)
 
     def wider(self, xp: Namespace, other: DTypes) -> DTypes:
         """Return those in which both have room."""
@@ -56,7 +62,9 @@ def promoted(
     part = real_of(name) if real_part and dtype in REAL else name
     if result_name(xp, part, dtype) != dtype:
         raise Refusal(
-            "a dtype that both arrays promote to", f"dtype {dtype}, arrays {a} and {b}", TypeError
+            "a dtype that both arrays promote to, or the wider one cast to it",
+            f"dtype {dtype}, arrays {a} and {b}",
+            TypeError,
         )
     return dtype
 

@@ -16,7 +16,7 @@ from .costs import Task
 from .errors import Refusal, public
 from .geometry import Geometry, Ints, named
 from .methods import Algorithm
-from .namespace import Array, accept, check_bytes, chunked, dtype_name, in_place
+from .namespace import Array, accept, check_bytes, chunked, in_place
 from .plan import MIB, count
 from .validation import Settings, forward_call
 
@@ -177,8 +177,7 @@ def explain(
     }
     types = call.types(x, w, terms[contraction])
     check_bytes(call.y_shape, types.result)
-    converted = any(dtype_name(a.dtype) != types.compute for a in (x, w))
-    task = Task(xp, call.method, *types, call.limits, converted)
+    task = Task(xp, call.method, *types, call.limits, types.convert(x, w))
     geom = call.geom
     return Explanation(
         contraction,

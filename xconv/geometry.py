@@ -284,14 +284,14 @@ def _index(value: Any) -> int | None:
     return None
 
 
-def named(value: Any, what: str, names: tuple[str, ...]) -> str:
+def named(value: Any, what: str, names: tuple[str, ...], hint: str = "") -> str:
     """Return `value` as a string that is one of the names."""
     if isinstance(value, str):
         text = str.__str__(value)  # of a subclass too, whose own methods may do anything
         if text in names:
             return text
     kind = ValueError if isinstance(value, str) else TypeError
-    raise Refusal(f"{what} to be one of {names}", shown(value), kind)
+    raise Refusal(f"{what} to be one of {names}{hint}", shown(value), kind)
 
 
 def sizes(value: Any, what: str, rank: int | None = None) -> Ints:
@@ -321,7 +321,10 @@ def per_axis(value: Any, what: str, rank: int, least: int) -> Ints:
 def padding_pairs(value: Any, rank: int) -> str | Pairs:
     """Return a padding as its name or as ``(low, high)`` per axis."""
     if isinstance(value, str):
-        return named(value, "padding, unless it is ints or pairs,", PADDING_NAMES)
+        what = "padding, unless it is ints or pairs,"
+        text = str.__str__(value)
+        mode = f" (padding_mode={text!r} says what it holds)" if text in PADDING_MODES else ""
+        return named(value, what, PADDING_NAMES, mode)
     if not isinstance(value, (tuple, list)):
         kinds = f"an int, a tuple of ints or pairs, or one of {PADDING_NAMES}"
         return ((index(value, "padding", kinds),) * 2,) * rank

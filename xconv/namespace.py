@@ -370,7 +370,7 @@ class _Scratch(threading.local):
     used = 0  # bytes that the block has asked for, whether they were there or not
 
     def begin(self, keep: bool) -> None:
-        """Begin a block: as much as the last one asked for is kept for it, if it may be."""
+        """Free what the last block took; `keep` as much for this one, or else nothing."""
         kept = self.used if len(self.memory) < self.used <= self.KEPT else len(self.memory)
         kept = kept if keep else 0
         if kept != len(self.memory):
@@ -401,7 +401,7 @@ def scratch(xp: Namespace, shape: tuple[int, ...], dtype: Any) -> Array:
     """Return an array for a block's work alone (NumPy and CuPy).
 
     The system clears every page of fresh memory, which takes as long as the work in it; so in
-    NumPy this is memory that the thread keeps. CuPy has a pool of its own.
+    NumPy this is memory that the thread keeps, where it may. CuPy has a pool of its own.
     """
     if on_gpu(xp):
         return xp.empty(shape, dtype=dtype)
@@ -409,7 +409,7 @@ def scratch(xp: Namespace, shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 def gathered(xp: Namespace, view: Array, shape: tuple[int, ...]) -> Array:
-    """Reshape a view, in place to a copy in `scratch`, of the dtype `name` if that is given."""
+    """Reshape a view, in place to a copy in `scratch`."""
     if in_place(xp):
         block = scratch(xp, view.shape, view.dtype)
         block[...] = view

@@ -152,7 +152,7 @@ def forward(
 ) -> Plan:
     """Cut a forward contraction: weights prepared once, then blocks of output positions.
 
-    ``converted`` says that weights are copied to another dtype before they are prepared.
+    ``converted`` says that weights may be copied to another dtype before they are prepared.
     """
     single, traits = (1,) * geom.rank, TRAITS[algorithm]
     whole = (geom.G, geom.k, geom.c, *geom.W)

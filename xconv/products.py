@@ -41,7 +41,8 @@ def product(xp: Namespace, a: Array, b: Array) -> Array:
 def by_limbs(xp: Namespace, a: Array, b: Array) -> Array:
     """Multiply matrices of integers by products in float64; what is too large wraps."""
     count = -(-itemsize(dtype_name(a.dtype)) * 8 // LIMB)
-    total = xp.zeros((), dtype=xp.int64, device=device(a))
+    shape = (*b.shape[:-2], a.shape[-2], b.shape[-1])
+    total = xp.zeros(shape, dtype=xp.int64, device=device(a))
     for start in range(0, a.shape[-1], 2**21):
         some = slice(start, start + 2**21)
         pair = a[..., some], b[..., some, :]

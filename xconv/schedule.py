@@ -264,7 +264,8 @@ def _slices(ranges: Iterable[Range]) -> tuple[slice, ...]:
 
 def check(contraction: str, task: Task, geom: Geometry, pairs: int) -> None:
     """Refuse what cannot be planned, without doing it."""
-    if choice.whole(task, geom, contraction):
+    if task.method == "cudnn":
+        choice.check_applies(task, geom)
         return
     if contraction == "forward":
         forward(task, geom, pairs)

@@ -126,6 +126,8 @@ def _channels(x: Data, w: Weights, groups: int, layout: Any) -> None:
     if x.channels != w.c * groups:
         last = layout == "channels_first" and x.spatial[-1] == w.c * groups
         hint = ", or layout='channels_last' where they come last" if last else ""
+        if w.K == w.c == 1 and groups in (1, x.channels):
+            hint += " (one kernel for every channel: make each a sample, x[:, None])"
         raise Refusal(
             f"the channels of {x.name} to be groups times the input channels of w{hint}",
             f"channels {x.channels} of {'samples' if x.batched else 'one sample'} of size "

@@ -23,7 +23,7 @@ from .namespace import (
 from .products import inner, inner_pieces, matmul
 
 MANY = 2**18  # weights from which on they are not just reshaped: workers may share that
-SHORT = 256  # positions of a sample below which samples share one product; on a GPU, rows
+SHORT = 256  # positions of a sample below which samples share one product
 
 
 def room(xp: Namespace, w: Array, window: Window) -> Array | None:
@@ -44,7 +44,8 @@ def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -
 def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
     """dT/dg: x (G, c, N, *L) padded, w prepared -> (G, k, N, *O), in `out` if that can be."""
     G, k, N = x.shape[0], w.shape[1], x.shape[2]
-    short = w.shape[2] if on_gpu(xp) else SHORT  # its product is copied, or the weights are
+    # on a GPU weights are copied for every sample, or results once: whichever is less
+    short = w.shape[2] if on_gpu(xp) else SHORT
     if N > 1 and math.prod(window.O) >= short and in_place(xp):
         columns = _columns(xp, x, window, N)
         place = None if out is None else merged(swapped(xp, out), 3)
