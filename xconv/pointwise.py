@@ -14,7 +14,6 @@ from .namespace import (
     Namespace,
     flattened,
     gathered,
-    in_place,
     merged,
     on_gpu,
     scratch,
@@ -36,7 +35,7 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
     G, c, N = x.shape[:3]
     k, positions = w.shape[1], math.prod(window.O)
     together = not _apart(N, positions, c, k) if on_gpu(xp) else positions < SHORT
-    if N > 1 and together and in_place(xp):
+    if N > 1 and together:
         # (G, k, c) @ (G, c, N*O) -> (G, k, N*O)
         y = matmul(xp, w, gathered(xp, x, (G, c, N * positions)))
         return xp.reshape(y, (G, k, N, *window.O))
@@ -61,7 +60,7 @@ def grad_weight(
         cells = flattened(xp, swapped(xp, x), SPATIAL)
         rows = flattened(xp, swapped(xp, g), SPATIAL)
         # (G, N, k, O) @ (G, N, O, c) -> (G, N, k, c)
-        each = inner(xp, rows, cells, scratch(xp, (G, N, k, c), x.dtype) if in_place(xp) else None)
+        each = inner(xp, rows, cells, scratch(xp, (G, N, k, c), x.dtype))
         dw = xp.sum(each, axis=1, dtype=each.dtype)
     else:
         cells, rows = flattened(xp, x, 2), flattened(xp, g, 2)
