@@ -159,6 +159,13 @@ def test_the_command_says_what_it_lacks(capsys):
         assert message in capsys.readouterr().err
 
 
+def test_the_command_needs_a_gpu_for_cupy(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(SystemExit, match="2"):
+        main(["--backend", "cupy"])
+    assert "need CuPy and a GPU for --backend cupy; got " in capsys.readouterr().err
+
+
 def test_means_are_geometric_and_leave_out_what_is_missing():
     assert math.isclose(report.mean([4.0, None, 1.0]), 2.0)
     assert math.isnan(report.mean([None]))

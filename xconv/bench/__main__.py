@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for contraction in options.contractions
             if any(selected(text, f"{layer.group} {layer.name}") for text in options.layers)
         ]
+        if options.backend == "cupy":
+            need_gpu(command)
         if not jobs:
             command.error(f"need --layers to be in a group or layer; got {options.layers!r}")
         machine = described(libraries, options)
@@ -84,6 +87,14 @@ def check(
         command.error(f"need --load to name a file that --json wrote; got {options.load}")
     if options.plot is not None and options.load is None and "torch" not in libraries:
         command.error(f"need torch among the libraries for --plot; got {libraries}")
+
+
+def need_gpu(command: argparse.ArgumentParser) -> None:
+    """End with a message where CuPy has no device."""
+    try:
+        importlib.import_module("cupy").cuda.Device().use()
+    except Exception as error:  # CuPy's own, of a driver or device that is not there
+        command.error(f"need CuPy and a GPU for --backend cupy; got {error}")
 
 
 def selected(text: str, name: str) -> bool:
