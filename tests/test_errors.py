@@ -605,6 +605,8 @@ def test_two_devices(name, place):
 
 
 HINTS = [  # a call, and what its error says
+    (lambda x, w: xconv.conv(x, w, padding="reflect"), r"\(padding_mode='reflect' says"),
+    (lambda x, w: xconv.conv(x, w[:1, :1]), r"\(one kernel for every channel: "),
     (lambda x, w: xconv.conv(x[0, 0], w[0, 0]), r"w\[None, None\] of one kernel"),
     (lambda x, w: xconv.conv2d(x[0, 0], w[0, 0]), "w of 4 dimensions, 2 of them spatial"),
     (lambda x, w: xconv.conv(x.transpose(0, 2, 3, 1), w), "or layout='channels_last'"),
