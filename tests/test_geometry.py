@@ -372,3 +372,5 @@ def test_fold_slices_within_axes():
     """Beyond their ends the standard leaves it open what a slice is."""
     cells = xconv.fold(strict.asarray(np.ones((1, 3, 9))), (11,), (3,))
     np.testing.assert_array_equal(np.asarray(cells)[0, 0], [1, 2, *[3] * 7, 2, 1])
+    only_zeros = xconv.fold(strict.asarray(np.ones((1, 2, 2))), (3,), (2,), padding=((4, -4),))
+    np.testing.assert_array_equal(np.asarray(only_zeros), [[[0, 0, 0]]])

@@ -176,11 +176,11 @@ def _overlapped(xp: Namespace, view: Array, geom: Geometry) -> Array:
         terms = []
         for t in range(geom.W[a]):
             cell = d * t - low - begin  # of output 0
-            first = max(-(cell // s), 0)
+            first = min(max(-(cell // s), 0), geom.O[a])
             last = max(min((end - begin - 1 - cell) // s + 1, geom.O[a]), first)
             part = view[along(window_axis, t)][along(axis, slice(first, last))]
             part = spaced(xp, part, axis, s if last - first > 1 else 1)
-            before = min(cell + s * first, end - begin)
+            before = min(max(cell + s * first, 0), end - begin)
             part = part[along(axis, slice(0, min(end - begin - before, part.shape[axis])))]
             after = end - begin - before - part.shape[axis]
             terms.append(pads.embedded(xp, part, axis, before, after))
