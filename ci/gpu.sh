@@ -62,7 +62,7 @@ if [[ $stages == *" step "* ]]; then
 fi
 if [[ $stages == *" bench "* ]]; then
     against=(--libraries xconv xconv:cudnn torch torch:tf32)
-    most=(ResNet VGG LeNet MobileNet others) # large kernels take cuDNN minutes at 32 samples
+    most=(ResNet VGG LeNet MobileNet others) # of large kernels cuDNN does not end in time
     "$python" -m xconv.bench --backend cupy --batch 32 --dtypes float32 float16 bfloat16 \
         --layers "${most[@]}" --rounds 3 --no-memory "${against[@]}" --json ci/reports/gpu-32.json
     "$python" -m xconv.bench --backend cupy --layers large --dtypes float32 \

@@ -87,7 +87,10 @@ def test_a_layer_that_a_method_cannot_do_has_no_time(monkeypatch, capsys):
 def test_calls_of_a_sample():
     for seconds, count in ((0.2, 1), (0.02, worker.FEWEST), (0.001, 30), (0.0, worker.MOST)):
         asked = []
-        watch = lambda task, s=seconds: task(s) or s  # noqa: E731
+
+        def watch(task, s=seconds):
+            return task(s) or s
+
         assert worker.calls(asked.append, watch, worker.MOST) == count
         assert len(asked) == (2 if seconds > worker.SLOW else 6)
 

@@ -27,7 +27,7 @@ from . import (
     winograd,
 )
 from .costs import Task
-from .errors import Refusal
+from .errors import Refusal, one_line
 from .geometry import Geometry, Ints, named
 from .methods import METHODS, Algorithm
 from .namespace import COMPLEX, INTEGER, REAL, allows_tf32, in_place, on_gpu
@@ -44,14 +44,13 @@ def checked_method(method: object) -> str:
 
 def whole(task: Task, geom: Geometry, contraction: str) -> bool:
     """Whether cuDNN takes a contraction, whole; a method named "cudnn" is refused if not."""
-    if task.method not in ("auto", "cudnn") or (task.method == "auto" and not on_gpu(task.xp)):
+    if task.method == "cudnn":
+        if (reason := _without_cudnn(task, geom)) is not None:
+            raise Refusal(*reason)
+        return True
+    if task.method != "auto" or not on_gpu(task.xp) or _without_cudnn(task, geom) is not None:
         return False
-    reason = _without_cudnn(task, geom)
-    if task.method == "auto":
-        return reason is None and _faster_by_cudnn(task, geom, contraction)
-    if reason is not None:
-        raise Refusal(*reason)
-    return True
+    return _faster_by_cudnn(task, geom, contraction)
 
 
 def _faster_by_cudnn(task: Task, geom: Geometry, contraction: str) -> bool:
@@ -101,7 +100,7 @@ def _missing() -> str:
     try:
         importlib.import_module("cudnn")
     except (ImportError, OSError, RuntimeError) as error:  # it may be there, and no cuDNN
-        return " ".join(str(error).split())[:200]
+        return one_line(error)
     return ""
 
 

@@ -22,7 +22,7 @@ import cudnn
 
 from . import padding
 from .blocks import Pair, Setup
-from .errors import Refusal
+from .errors import Refusal, one_line
 from .geometry import SPATIAL, Geometry, Ints, along
 from .namespace import (
     Array,
@@ -414,15 +414,11 @@ def _plan(device: int, problem: Problem) -> Ready | tuple[str, str]:
         return (
             "a deterministic engine of cuDNN within max_workspace, or another method",
             f"{problem.operation} of {problem.geom}, {problem.dtype}, max_workspace with "
-            f"{problem.workspace} bytes left, cuDNN {cudnn.backend_version()}: {_line(error)}",
+            f"{problem.workspace} bytes left, cuDNN {cudnn.backend_version()}: {one_line(error)}",
         )
     except RuntimeError as error:  # of the handle, where a library is missing
-        return "a cuDNN that works, or another method", _line(error)
+        return "a cuDNN that works, or another method", one_line(error)
     return Ready(graph, tensors, graph.get_workspace_size())
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 _lock = threading.Lock()  # a handle is for one thread at a time

@@ -55,3 +55,8 @@ def shown(value: object) -> str:
     if len(text) > 80:
         text = f"{text[:77]}..."
     return f"{text} ({type(value).__name__})"
+
+
+def one_line(error: Exception) -> str:
+    """Return what another library's error says, in one line of some length."""
+    return " ".join(str(error).split())[:200]

@@ -43,7 +43,7 @@ def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace,
         xp = array_api_compat.array_namespace(*given.values())
     else:
         given, xp = _one_library({name: _plain(name, a) for name, a in given.items()})
-        xp = np if array_api_compat.is_numpy_namespace(xp) else xp
+        xp = np if in_numpy(xp) else xp
     for name, a in given.items():
         dtype = dtype_name(a.dtype)
         if dtype not in DTYPES or (dtype == "bfloat16" and not has_bfloat16(xp)):
@@ -123,7 +123,7 @@ def _type_name(a: object) -> str:
 @lru_cache(maxsize=64)
 def in_place(xp: Namespace) -> bool:
     """Whether arrays are written in place, through strided views: NumPy and CuPy."""
-    return array_api_compat.is_numpy_namespace(xp) or on_gpu(xp)
+    return in_numpy(xp) or on_gpu(xp)
 
 
 @lru_cache(maxsize=64)
@@ -442,7 +442,7 @@ def constant(
     xp: Namespace, make: Callable[..., list[list[float]]], arguments: tuple[Any, ...], like: Array
 ) -> Array:
     """Return the matrix ``make(*arguments)`` with the dtype and the device of `like`."""
-    if array_api_compat.is_numpy_namespace(xp):
+    if in_numpy(xp):
         return _numpy_constant(make, arguments, like.dtype)
     return xp.asarray(make(*arguments), dtype=like.dtype, device=device(like))
 

@@ -17,7 +17,8 @@ from .namespace import (
     scratch,
 )
 
-LIMB = 16  # bits: a product has 32, and 2**21 of them have a sum in float64
+LIMB = 16  # bits: a product has 32,
+LIMBS = 2**21  # of which so many have a sum in float64
 PIECE = 2048  # numbers that BLAS sums well where a product of few rows and columns is long,
 FEW = 64 * 64  # of which there are at most so many together
 
@@ -43,8 +44,8 @@ def by_limbs(xp: Namespace, a: Array, b: Array) -> Array:
     count = -(-itemsize(dtype_name(a.dtype)) * 8 // LIMB)
     shape = (*b.shape[:-2], a.shape[-2], b.shape[-1])
     total = xp.zeros(shape, dtype=xp.int64, device=device(a))
-    for start in range(0, a.shape[-1], 2**21):
-        some = slice(start, start + 2**21)
+    for start in range(0, a.shape[-1], LIMBS):
+        some = slice(start, start + LIMBS)
         pair = a[..., some], b[..., some, :]
         ones, others = (
             [
