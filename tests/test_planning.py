@@ -26,6 +26,7 @@ from xconv import (
 )
 from xconv.errors import Refusal
 from xconv.geometry import Window, geometry, options
+from xconv.plan import boxes
 
 
 def ones(*shape, dtype="float32"):
@@ -164,6 +165,29 @@ def test_a_tiny_workspace_keeps_no_list_of_blocks():
     run = partial(xconv.conv, x, w, max_workspace=2**14)
     beyond(run)  # which fills the caches of plain numbers
     assert beyond(run) <= 2**14 + 2**16
+
+
+def test_parts_of_an_axis_are_not_listed():
+    assert next(boxes([range(0, 2**80, 1)] * 3)) == ((0, 1),) * 3
+    assert list(boxes([range(0, 5, 2), range(3, 4, 9)])) == [
+        ((a, min(a + 2, 5)), (3, 4)) for a in (0, 2, 4)
+    ]
+
+
+@pytest.mark.parametrize("contraction", ["forward", "input", "weight"])
+def test_more_products_than_can_be_done_are_refused(contraction):
+    options = {"stride": 2**40, "padding": 2**62, "padding_mode": "replicate"}
+    # windows of two cells, 2**40 cells apart: each is a block of its own
+    x, w = ones(1, 1, 2), ones(1, 1, 2)
+    dy = np.broadcast_to(np.float32(1), (1, 1, 2**23 + 1))
+    run = {
+        "forward": partial(xconv.conv, x, w, **options),
+        "input": partial(xconv.conv_grad_input, dy, w, x.shape[2:], **options),
+        "weight": partial(xconv.conv_grad_weight, dy, x, w.shape[2:], **options),
+    }
+    rule = r"need a max_workspace for at most 4194304 products .* 67108864 bytes, \d+ products"
+    with pytest.raises(ValueError, match=rule):
+        run[contraction]()
 
 
 @pytest.mark.parametrize("taken", ["windows", "taps"])

@@ -164,7 +164,7 @@ def _prepared(setup: Setup, plan: Forward, w: Array, part: Index, window: Window
         prepare(setup.xp, w[some], window, room[some])
 
     count = min(setup.limits.tasks, 1 + math.prod(room.shape) // 2**20)
-    rows = parts(0, w.shape[1], -(-w.shape[1] // count))
+    rows = parts(range(0, w.shape[1], -(-w.shape[1] // count)))
     workers.run(rows, work, workers=min(count, setup.threads))
     return room
 
@@ -183,7 +183,7 @@ def _product(
     """
     xp, total = setup.xp, None
     for (x, w), ready in zip(pairs, held, strict=True):
-        for part in block.parts:
+        for part in block.parts():
             setup.begin()
             kernel = data = term = None  # the last ones are freed first
             if ready is None:
@@ -304,7 +304,7 @@ def banded(
             spoiled.append(own)
         store(setup, there, part_of(bias, (own,)), block)
 
-    groups = [slice(*part) for part in parts(0, geom.G, cut.g)]
+    groups = [slice(*part) for part in parts(range(0, geom.G, cut.g))]
     workers.run(groups, work, workers=setup.workers(cut))
     for own in spoiled:
         part = geom.part(own.stop - own.start, 1, geom.N, (0,) * geom.rank, geom.O)

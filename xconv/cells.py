@@ -16,7 +16,7 @@ from .blocks import Pair, Setup, banded, forward, part_of, store
 from .geometry import SPATIAL, Geometry, Ints, Phase
 from .namespace import Array, Namespace, dtype_of, finite, mirrored, swapped
 from .padding import ALL
-from .plan import Boxes, parts
+from .plan import Boxes, check_number, parts
 from .schedule import Cells, Sum
 
 
@@ -102,7 +102,7 @@ def _scattered(
             total = term if total is None else total + term
         store(setup, dx[box.there], part_of(bias, box.there), total)
 
-    boxes = schedule.scattered(cut, geom, start, stop)
+    boxes = schedule.scattered(cut, geom, start, stop, setup.limits)
     workers.run(boxes(), work, workers=setup.workers(cut))
 
 
@@ -131,7 +131,9 @@ def _copied(
 
     while size() > half and (samples > 1 or widest > 1):
         samples, widest = (-(-samples // 2), widest) if samples > 1 else (1, -(-widest // 2))
-    for first, last in parts(0, geom.N, samples):
+    counts = (padding.number(geom, a, strip, widest) for a, strip in enumerate(strips))
+    check_number(math.prod(counts), setup.limits)
+    for first, last in parts(range(0, geom.N, samples)):
         own = slice(first, last)
         part = geom.with_samples(last - first)
         found = (padding.split(geom, a, strip, widest) for a, strip in enumerate(strips))

@@ -164,6 +164,17 @@ def split(geom: Geometry, axis: int, strip: Strip, widest: int) -> list[Strip]:
     ]
 
 
+def number(geom: Geometry, axis: int, strip: Strip, widest: int) -> int:
+    """Return at most how many runs `split` makes of a strip."""
+    found = 0
+    for run in strip.runs:
+        if run.step:
+            found += -(-(strip.stop - strip.start) // widest)
+        else:
+            found += min(-(-(run.stop - run.start) // widest), geom.O[axis] * geom.W[axis])
+    return found
+
+
 def read_of(geom: Geometry, axis: int, run: Run, widest: int) -> Iterator[Run]:
     """Yield the parts of a run that are read, each of at most `widest` copies of one cell."""
     start = geom.next_read(axis, run.start)

@@ -6,7 +6,6 @@ channel, output channel). A block is a box of it; the plan gives the box's size.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -33,6 +32,9 @@ FEW = 32  # output channels below which operations take twice as long
 SMALL = 4  # an operation of a product of a few rows
 POSITIONS = 256
 CHANNELS = 64
+
+
+MOST = 2**22  # products of one contraction: more take minutes in Python alone
 
 
 class Limits(NamedTuple):
@@ -94,19 +96,23 @@ def count(whole: Iterable[int], sizes: Iterable[int]) -> int:
     return math.prod(-(-total // size) for total, size in zip(whole, sizes, strict=True))
 
 
-def parts(start: int, stop: int, size: int) -> list[Range]:
-    """Cut ``[start, stop)`` into ranges of at most `size`."""
-    if start < stop <= start + size:
-        return [(start, stop)]
-    return [(a, min(a + size, stop)) for a in range(start, stop, size)]
+def parts(axis: range) -> Iterator[Range]:
+    """Cut ``[axis.start, axis.stop)`` into ranges of at most ``axis.step``."""
+    for a in axis:
+        yield a, min(a + axis.step, axis.stop)
 
 
-def boxes(sizes: Iterable[tuple[int, int]], *more: Sequence[Range]) -> Iterator[tuple[Range, ...]]:
-    """Cut ``[0, total)`` of each (total, size) into ranges; yield all their combinations.
+def boxes(axes: Sequence[range]) -> Iterator[tuple[Range, ...]]:
+    """Yield all combinations of the parts of some axes, those of the last axis in a row.
 
-    Ranges in `more` come first. There may be a great many boxes, so no list is made of them.
+    There may be a great many, even of one axis, so no list is made of them.
     """
-    return itertools.product(*more, *(parts(0, total, size) for total, size in sizes))
+    if not axes:
+        yield ()
+        return
+    for part in parts(axes[0]):
+        for others in boxes(axes[1:]):
+            yield part, *others
 
 
 def _first(shapes: Iterable[Ints], fits: Callable[[Ints], bool]) -> Ints:
@@ -124,6 +130,13 @@ def _check(needed: int, limits: Limits) -> None:
             "max_workspace to hold at least one output position of one sample",
             f"max_workspace {limits.allowed} bytes, needed {needed * limits.shares} bytes",
         )
+
+
+def check_number(products: int, limits: Limits) -> None:
+    """Refuse what would take far too many products."""
+    if products > MOST:
+        rule = f"a max_workspace for at most {MOST} products of blocks, each of which takes calls"
+        raise Refusal(rule, f"max_workspace {limits.allowed} bytes, {products} products")
 
 
 def _operations(geom: Geometry) -> int:

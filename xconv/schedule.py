@@ -17,7 +17,7 @@ from .costs import Task
 from .geometry import Geometry, Ints, Phase, Window
 from .methods import Algorithm
 from .padding import ALL, Index, Reading, reading
-from .plan import Boxes, Plan, Range, boxes, count, parts
+from .plan import Boxes, Limits, Plan, Range, boxes, check_number, count
 from .scatter import Addition
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Block(NamedTuple):
 
     there: Index
     prepared: Index
-    parts: tuple[Part, ...]
+    parts: Callable[[], Iterable[Part]]
 
 
 class Pass(NamedTuple):
@@ -89,30 +89,30 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
     """Return the blocks of a forward contraction."""
     geom, cells = geom.skipping()
     _, chosen, cut = choice.candidates(task, geom, pairs, mirrored)[0]
-    sums = list(boxes([(geom.c, cut.c), *zip(geom.W, cut.w, strict=True)]))
-    sizes = [(geom.N, cut.n), *zip(geom.O, cut.o, strict=True)]
+    sums = _axes((geom.c, *geom.W), (cut.c, *cut.w))
+    positions = _axes((geom.N, *geom.O), (cut.n, *cut.o))
+    terms = count((geom.c, *geom.W), (cut.c, *cut.w))
+    many = terms * count((geom.G, geom.k, geom.N, *geom.O), (cut.g, cut.k, cut.n, *cut.o))
 
     def block(held: Sequence[Range], box: tuple[Range, ...]) -> Block:
         own, k, samples, *outputs = box
         prepared = tuple(slice(a - f, b - f) for (a, b), (f, _) in zip(box, held, strict=False))
-        return Block(
-            _slices(box),
-            prepared,
-            tuple(
-                _part(geom, own, samples, outputs, some, _slices((own, k, *some))) for some in sums
-            ),
-        )
+
+        def products(keep: bool) -> Iterator[Part]:
+            for some in boxes(sums):
+                yield _part(geom, own, samples, outputs, some, _slices((own, k, *some)))
+
+        return Block(_slices(box), prepared, _kept(products, terms, task.limits))
 
     def passes(keep: bool) -> Iterator[Pass]:
-        for held in boxes([(geom.G, cut.shared_g), (geom.k, cut.shared_k)]):
-            found = boxes(sizes, *(parts(*r, n) for r, n in zip(held, (cut.g, cut.k), strict=True)))
-            blocks = (block(held, box) for box in found)
-            largest = _window(geom, [(0, n) for n in cut.o], sums[0][1:])
-            yield Pass(_slices((*held, *sums[0])), largest, tuple(blocks) if keep else blocks)
+        first = next(boxes(sums))
+        for held in boxes(_axes((geom.G, geom.k), (cut.shared_g, cut.shared_k))):
+            own = [range(*r, n) for r, n in zip(held, (cut.g, cut.k), strict=True)]
+            blocks = (block(held, box) for box in boxes([*own, *positions]))
+            largest = _window(geom, [(0, n) for n in cut.o], first[1:])
+            yield Pass(_slices((*held, *first)), largest, tuple(blocks) if keep else blocks)
 
-    whole = (geom.G, geom.k, geom.N, *geom.O)
-    many = len(sums) * count(whole, (cut.g, cut.k, cut.n, *cut.o))
-    return Forward(geom, chosen, cut, (*ALL, *cells), len(sums), _kept(passes, many))
+    return Forward(geom, chosen, cut, (*ALL, *cells), terms, _kept(passes, many, task.limits))
 
 
 @lru_cache(maxsize=256)
@@ -121,11 +121,11 @@ def grad_weight(task: Task, geom: Geometry) -> GradWeight:
     geom, cells = geom.skipping()
     _, chosen, cut = choice.candidates(task, geom, weights=True)[0]
     rank, end = geom.rank, (geom.N, *geom.O)
-    sizes = [(geom.G, cut.g), (geom.k, cut.shared_k), (geom.c, cut.c)]
-    sizes += [*zip(geom.W, cut.w, strict=True), (geom.N, cut.n), *zip(geom.O, cut.o, strict=True)]
+    whole = (geom.G, geom.k, geom.c, *geom.W, geom.N, *geom.O)
+    sizes = (cut.g, cut.shared_k, cut.c, *cut.w, cut.n, *cut.o)
 
     def terms(keep: bool) -> Iterator[Term]:
-        for place in boxes(sizes):
+        for place in boxes(_axes(whole, sizes)):
             held, box = place[: 3 + rank], place[3 + rank :]
             own, k, *some = held
             samples, *outputs = box
@@ -133,8 +133,8 @@ def grad_weight(task: Task, geom: Geometry) -> GradWeight:
             first, last = not any(a for a, _ in box), tuple(b for _, b in box) == end
             yield Term(_slices(held), part, first, last)
 
-    many = count((size for size, _ in sizes), (n for _, n in sizes))
-    return GradWeight(chosen, cut, (*ALL, *cells), _kept(terms, many))
+    made = _kept(terms, count(whole, sizes), task.limits)
+    return GradWeight(chosen, cut, (*ALL, *cells), made)
 
 
 class Sum(NamedTuple):
@@ -148,13 +148,15 @@ class Sum(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def scattered(cut: Boxes, geom: Geometry, start: Ints, stop: Ints) -> Callable[[], Iterable[Sum]]:
+def scattered(
+    cut: Boxes, geom: Geometry, start: Ints, stop: Ints, limits: Limits
+) -> Callable[[], Iterable[Sum]]:
     """Return the blocks of the padded coordinates from start to stop, with their products first."""
     whole = (geom.G, geom.c, geom.N, *(b - a for a, b in zip(start, stop, strict=True)))
-    sizes, taps = list(zip(whole, cut.sizes, strict=True)), math.prod(geom.W)
+    taps = math.prod(geom.W)
 
     def sums(keep: bool) -> Iterator[Sum]:
-        for own, channels, samples, *box in boxes(sizes):
+        for own, channels, samples, *box in boxes(_axes(whole, cut.sizes)):
             begin = tuple(a + first for a, (first, _) in zip(start, box, strict=True))
             end = tuple(a + last for a, (_, last) in zip(start, box, strict=True))
             first, last = scatter.outputs(geom, begin, end)
@@ -167,7 +169,7 @@ def scattered(cut: Boxes, geom: Geometry, start: Ints, stop: Ints) -> Callable[[
                 scatter.additions(geom, first, last, begin, end),
             )
 
-    return _kept(sums, count(whole, cut.sizes) * taps)
+    return _kept(sums, count(whole, cut.sizes) * taps, limits)
 
 
 class Cells(NamedTuple):
@@ -223,8 +225,16 @@ def cells(task: Task, geom: Geometry, start: Ints, stop: Ints, pairs: int) -> Ce
     )
 
 
-def _kept(make: Callable[[bool], Iterator[T]], many: int) -> Callable[[], Iterable[T]]:
+def _axes(whole: Ints, sizes: Ints) -> list[range]:
+    """Return axes that are cut into parts of these sizes, for `boxes`."""
+    return [range(0, total, size) for total, size in zip(whole, sizes, strict=True)]
+
+
+def _kept(
+    make: Callable[[bool], Iterator[T]], many: int, limits: Limits
+) -> Callable[[], Iterable[T]]:
     """Return a function that gives all of them: the same ones each time where they are few."""
+    check_number(many, limits)
     if many > FEW:
         return lambda: make(False)
     kept = tuple(make(True))
