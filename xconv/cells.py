@@ -16,7 +16,7 @@ from .blocks import Pair, Setup, banded, forward, part_of, store
 from .geometry import SPATIAL, Geometry, Ints, Phase
 from .namespace import Array, Namespace, dtype_of, finite, mirrored, swapped
 from .padding import ALL
-from .plan import Boxes, check_number, parts
+from .plan import Boxes, check_number, count, parts
 from .schedule import Cells, Sum
 
 
@@ -131,12 +131,15 @@ def _copied(
 
     while size() > half and (samples > 1 or widest > 1):
         samples, widest = (-(-samples // 2), widest) if samples > 1 else (1, -(-widest // 2))
-    counts = (padding.number(geom, a, strip, widest) for a, strip in enumerate(strips))
-    check_number(math.prod(counts), setup.limits)
+    found = []
+    for axis, strip in enumerate(strips):
+        check_number(padding.number(geom, axis, strip, widest), setup.limits)
+        found.append(padding.split(geom, axis, strip, widest))
+    terms = math.prod(sum(len(one.runs) for one in cuts) for cuts in found)
+    check_number(terms * count((geom.N,), (samples,)), setup.limits)
     for first, last in parts(range(0, geom.N, samples)):
         own = slice(first, last)
         part = geom.with_samples(last - first)
-        found = (padding.split(geom, a, strip, widest) for a, strip in enumerate(strips))
         for cut in itertools.product(*found):
             total = None
             for runs in itertools.product(*(strip.runs for strip in cut)):
