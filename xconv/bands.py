@@ -16,12 +16,12 @@ import itertools
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .geometry import SPATIAL, Geometry, Ints, Window, Work
-from .namespace import Array, Namespace, gathered, merged, scratch, strided, swapped, windows
+from .namespace import Array, Namespace, constant, gathered, merged, scratch, swapped, windows
 
-LARGEST = 256  # taps: each takes a few calls
+LARGEST = 2**18  # numbers of the matrices of single taps
 LEAST = 7  # results of a product, or it takes several rows
 TALL = 4  # times its width: a matrix that BLAS reads faster the other way
 
@@ -133,46 +133,52 @@ def _product(
 
 def _matrix(xp: Namespace, w: Array, geom: Geometry, how: Band, backwards: bool) -> Array:
     """Return the band matrices (G, height, width) of the weights (G, 1, 1, *W)."""
-    G, item = w.shape[0], w.dtype.itemsize
-    size = how.height * how.width
-    upright = how.height <= TALL * how.width
-    memory = scratch(xp, (G * size,), w.dtype)
-    memory[...] = 0
-    for tap, corner, shape, steps in _diagonals(geom, how, backwards, upright):
-        strides = (item * size, *(item * step for step in steps))
-        strided(xp, memory[corner:], (G, *shape), strides)[...] = w[tap]
+    G, upright = w.shape[0], how.height <= TALL * how.width
+    places = constant(xp, _places, (geom, how, backwards, upright), w)
+    memory = scratch(xp, (G, how.height * how.width), w.dtype)
+    # (G, W) @ (W, height*width), one call: to copy each tap takes as long, and calls for each
+    xp.matmul(xp.reshape(w, (G, -1)), places, out=memory)
     if upright:
         return xp.reshape(memory, (G, how.height, how.width))
     return xp.matrix_transpose(xp.reshape(memory, (G, how.width, how.height)))
 
 
-@lru_cache(maxsize=64)
-def _diagonals(
-    geom: Geometry, how: Band, backwards: bool, upright: bool
-) -> list[tuple[Any, int, Ints, Ints]]:
-    """Return the place of each tap in a band matrix: its index, the first, how many, how far."""
-    low, start = (how.low, 0) if backwards else (0, how.low)
+def _places(geom: Geometry, how: Band, backwards: bool, upright: bool) -> list[list[float]]:
+    """Return for each tap the band matrix, as one row, of weights that are 1 there and else 0."""
+    first, start = (how.low, 0) if backwards else (0, how.low)
     reads, span = (how.span, how.rows) if backwards else (how.rows, how.span)
-    none = (0,) * (geom.rank - 1)
     outputs, cells = (reads, *geom.O[1:]), (span, *geom.I[1:])
-    axes = (*cells, *outputs) if upright != backwards else (*outputs, *cells)
-    steps = [math.prod(axes[a + 1 :]) for a in range(len(axes))]
-    down, right = steps[: geom.rank], steps[geom.rank :]
-    if upright == backwards:
-        down, right = right, down
-    along = tuple(s * m + n for s, m, n in zip(geom.stride, down, right, strict=True))
-    boxes = list(zip((low, *none), outputs, (start, *none), cells, strict=True))
-    found = []
+    none = (0,) * (geom.rank - 1)
+    boxes = list(zip((first, *none), outputs, (start, *none), cells, strict=True))
+    matrices = []
     for tap in itertools.product(*map(range, geom.W)):
-        meet = [geom.meeting(a, tap[a], *box) for a, box in enumerate(boxes)]
-        shape = tuple(here.stop - here.start for _, here in meet)
-        if 0 not in shape:
-            ends = zip(meet, down, right, strict=True)
-            corner = sum(there.start * m + here.start * n for (there, here), m, n in ends)
-            index = (slice(None), 0, 0, *tap, *(None,) * geom.rank)
-            steps = [step if n > 1 else 0 for n, step in zip(shape, along, strict=True)]
-            found.append((index, corner, shape, tuple(steps)))  # one number takes no step
-    return found
+        matrix = [0.0] * (how.height * how.width)
+        axes = [geom.meeting(a, tap[a], *box) for a, box in enumerate(boxes)]
+        meet = [zip(*map(_numbers, axis), strict=True) for axis in axes]
+        for place in itertools.product(*meet):
+            cell, output = map(_flat, (cells, outputs), zip(*place, strict=True))
+            operand, result = (output, cell) if backwards else (cell, output)
+            matrix[operand * how.width + result if upright else result * how.height + operand] = 1.0
+        matrices.append(matrix)
+    return matrices
+
+
+def _numbers(where: slice) -> range:
+    return range(where.start, where.stop, where.step or 1)
+
+
+def _flat(shape: Ints, index: Ints) -> int:
+    """Return the place of an index among all of a shape."""
+    place = 0
+    for size, number in zip(shape, index, strict=True):
+        place = place * size + number
+    return place
+
+
+def applies(geom: Geometry, backwards: bool) -> bool:
+    """Whether the matrices of single taps are few and small enough to keep them."""
+    how = band(geom, backwards)
+    return math.prod(geom.W) * how.height * how.width <= LARGEST
 
 
 @lru_cache(maxsize=256)
@@ -182,4 +188,5 @@ def work(geom: Geometry, backwards: bool) -> Work:
     size = how.height * how.width
     first, last = how.inside
     calls = 10 + 3 * (how.number - last + first)
-    return Work(how.number, 2 * (geom.N + 4) * size, size, size, calls)
+    made = size * (1 + math.prod(geom.W) // 16)  # as long as to copy so many numbers
+    return Work(how.number, 2 * (geom.N + 4) * size, made, size, calls)

@@ -211,10 +211,13 @@ def banded(task: Task, geom: Geometry, contraction: str, pairs: int = 1) -> Boxe
     if task.method != "auto" or not in_place(task.xp) or on_gpu(task.xp) or pairs != 1:
         return None
     padded = geom.padding_mode != "zeros" and max(map(max, geom.padding)) > 0
-    taps = math.prod(geom.W)
-    if not geom.c == geom.k == 1 or not 1 < taps <= bands.LARGEST or padded or 0 in geom.I:
+    if not geom.c == geom.k == 1 or math.prod(geom.W) == 1 or padded or 0 in geom.I:
         return None
-    if contraction == "grad_weight" and not diagonals.applies(geom):
+    if contraction == "grad_weight":
+        applies = diagonals.applies(geom)
+    else:
+        applies = bands.applies(geom, contraction == "grad_input")
+    if not applies:
         return None
     cut = plan.groups(geom, costs.group_work(geom, contraction), task.itemsize, task.limits)
     if cut is None or costs.banded(task, geom, contraction) > unbanded(task, geom, contraction):

@@ -113,7 +113,7 @@ def estimate(
     if algorithm is pointwise:
         return products
     columns = outputs * geom.C * points
-    copied = float(columns) * (LONE if geom.c == geom.k == 1 and geom.G > 1 else 1)
+    copied = float(columns) * (LONE if weights and geom.c == geom.k == 1 and geom.G > 1 else 1)
     more = mirrored * WEIGHT * task.wide * sums * points
     if algorithm is lines:
         rows = geom.stride[0] * (geom.O[0] - 1) + geom.W[0]

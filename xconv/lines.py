@@ -85,7 +85,7 @@ def grad_weight(
             (*lines.strides[:2], item * width, lines.strides[2], item),
         )
         # (G, N, 1, k, O) @ (G, N, W, O, c*W') -> (G, N, W, k, c*W')
-        part = xp.sum(inner(xp, rows, read), axis=1, dtype=g.dtype)
+        part = xp.sum(inner(xp, rows, read, summed=N), axis=1, dtype=g.dtype)
         part = xp.reshape(part, (G, count, k, c, *window.W[1:]))
         dw[:, :, :, phase::s] = xp.permute_dims(part, (0, 2, 3, 1, *range(4, part.ndim)))
     return dw

@@ -23,10 +23,11 @@ Range = tuple[int, int]
 SHORTEST_SUM = 2**16
 
 # A contraction is cut into this many blocks, so that cores find work, if each of them is then
-# still at least so much of it: NumPy's calls must be long, as threads wait for each other between
-# them. Products shorter than POSITIONS or CHANNELS would be slow.
+# still enough of it: NumPy's calls must be long, as threads wait for each other between them, and
+# the longer the more threads there are. Where a block is many short calls it is to be twice as
+# long. Products shorter than POSITIONS or CHANNELS would be slow.
 TASKS = 4
-GRAIN = 40_000_000  # operations; a number moved counts as
+GRAIN = 20_000_000  # operations of one of two blocks; a number moved counts as
 MOVED = 10
 FEW = 32  # output channels below which operations take twice as long
 SMALL = 4  # an operation of a product of a few rows
@@ -144,7 +145,9 @@ def _operations(geom: Geometry) -> int:
     return 2 * geom.N * geom.K * math.prod(geom.O) * geom.c * math.prod(geom.W)
 
 
-def _fed(whole: Ints, shape: Ints, work: int, smallest: Ints, wanted: int) -> Ints:
+def _fed(
+    whole: Ints, shape: Ints, work: int, smallest: Ints, wanted: int, grain: int = GRAIN
+) -> Ints:
     """Halve a block, its axes in turn, until there are enough tasks of some work each.
 
     An axis is not cut below its entry in `smallest`; the axes that are cut first come first.
@@ -153,7 +156,7 @@ def _fed(whole: Ints, shape: Ints, work: int, smallest: Ints, wanted: int) -> In
     for axis, least in enumerate(smallest):
         while current[axis] >= 2 * max(least, 1):
             tasks = count(whole, current)
-            if tasks >= wanted or work < 2 * tasks * GRAIN:
+            if tasks >= wanted or work < 2 * tasks**2 * grain:
                 return tuple(current)
             current[axis] = -(-current[axis] // 2)
     return tuple(current)
@@ -273,7 +276,8 @@ def grad_input(geom: Geometry, size: Ints, itemsize: int, limits: Limits) -> Box
     least = (-(-POSITIONS // math.prod(i)), max(reach[0] * 4, -(-POSITIONS // math.prod(i[1:]))))
     everything = (geom.N, *size, geom.G, geom.c)
     smallest = (*least, *i[1:], 1, CHANNELS)
-    n, *i, g, c = _fed(everything, (n, *i, g, geom.c), work, smallest, limits.tasks)
+    shape = (n, *i, g, geom.c)
+    n, *i, g, c = _fed(everything, shape, work, smallest, limits.tasks, 2 * GRAIN)
     block = itemsize * numbers((g, n, *i), c)
     if shared + block > limits.workspace:
         return None
@@ -287,7 +291,7 @@ def groups(geom: Geometry, own: Work, itemsize: int, limits: Limits) -> Boxes | 
     each = itemsize * (own.kept + 2 * sizes)  # it may have to convert what it reads and writes
     (g,) = _first(halved((geom.G,), (0,)), lambda shape: each * shape[0] <= limits.block)
     operations = geom.G * (SMALL * own.products * own.operations + MOVED * (own.copied + sizes))
-    (g,) = _fed((geom.G,), (g,), operations, (1,), limits.tasks)
+    (g,) = _fed((geom.G,), (g,), operations, (1,), limits.tasks, 2 * GRAIN)
     if each * g > limits.workspace:
         return None
     return Boxes(g, 1, geom.N, geom.O, 0, each * g)

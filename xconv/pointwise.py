@@ -16,7 +16,6 @@ from .namespace import (
     gathered,
     merged,
     on_gpu,
-    scratch,
     swapped,
 )
 from .products import inner, inner_pieces, matmul
@@ -60,7 +59,7 @@ def grad_weight(
         cells = flattened(xp, swapped(xp, x), SPATIAL)
         rows = flattened(xp, swapped(xp, g), SPATIAL)
         # (G, N, k, O) @ (G, N, O, c) -> (G, N, k, c)
-        each = inner(xp, rows, cells, scratch(xp, (G, N, k, c), x.dtype))
+        each = inner(xp, rows, cells, summed=N)
         dw = xp.sum(each, axis=1, dtype=each.dtype)
     else:
         cells, rows = flattened(xp, x, 2), flattened(xp, g, 2)

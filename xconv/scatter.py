@@ -18,6 +18,8 @@ from .namespace import Array, Namespace, flattened, scratch
 from .products import matmul
 
 ALL = (slice(None),) * SPATIAL
+SHORT = 32  # numbers of a row that take long to add, unless they
+LONGER = 4  # times as many are in a row with the samples
 
 
 def prepare(xp: Namespace, w: Array) -> Array:
@@ -65,14 +67,24 @@ def grad_input(
     xp: Namespace, g: Array, w: Array, shape: Ints, additions: Sequence[Addition]
 ) -> Array:
     """dT/dx: g (G, k, N, *P), w prepared -> a box of this shape, (G, c, N, *L), in `scratch`."""
-    G, _, N, *P = g.shape
-    c = shape[1]
-    taps = w.shape[1] // c
+    G, c, *box = shape
+    last = _samples_last(g.shape, additions)
+    if last:
+        g, box = xp.moveaxis(g, 2, -1), [*box[1:], box[0]]
     # (G, c*W, k) @ (G, k, N*P) -> (G, c*W, N*P)
     terms = matmul(xp, w, flattened(xp, g, 2))
-    terms = xp.reshape(terms, (G, c, taps, N, *P))
-    dx = scratch(xp, shape, g.dtype)
+    terms = xp.reshape(terms, (G, c, w.shape[1] // c, *g.shape[2:]))
+    dx = scratch(xp, (G, c, *box), g.dtype)
     dx[...] = 0
     for tap, there, here in additions:
+        if last:
+            there, here = there[1:], here[1:]
         dx[there] += terms[:, :, tap][here]
-    return dx
+    return xp.moveaxis(dx, -1, 2) if last else dx
+
+
+def _samples_last(shape: Ints, additions: Sequence[Addition]) -> bool:
+    """Whether to put the samples last in memory, so that short rows are added in long runs."""
+    samples, row = shape[2], shape[-1]
+    step = additions[0].there[-1].step if additions else 1
+    return row < SHORT and samples * (row if step == 1 else 1) >= LONGER * row
