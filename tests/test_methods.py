@@ -23,6 +23,7 @@ from xconv import (
     namespace,
     pointwise,
     products,
+    scatter,
     taps,
     windows,
     winograd,
@@ -281,6 +282,68 @@ def test_workers_share_what_they_rearrange(monkeypatch):
     for i, j in np.ndindex(2, 2):
         right[:, i : i + 2, j : j + 3] += np.tensordot(w[:, :, i, j].astype(float), phase, (0, 0))
     np.testing.assert_array_equal(dx[0], right)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
+@pytest.mark.parametrize(
+    ("k", "m", "length", "summed", "turns"),
+    [
+        (3, 5, products.LONG, 1, True),
+        (3, 5, products.LONG - 1, 1, False),
+        (3, 5, products.LONG // 2, 2, True),
+        (5, 5, products.LONG, 1, False),
+        (5, 3, products.LONG, 1, False),
+        (3, 5, 2 * products.PIECE + 1, 1, True),
+        (3, 6, products.LONG, 1, True),
+        (3, 7, products.LONG, 1, False),
+    ],
+)
+def test_the_larger_operand_of_long_sums_is_not_transposed(
+    monkeypatch, dtype, k, m, length, summed, turns
+):
+    """In float32, for OpenBLAS; results are the same, and `out` is used where they are in order."""
+    monkeypatch.setattr(products, "LARGEST", 18)
+    a = RNG.integers(-2, 3, (2, 1, k, length)).astype(dtype)
+    b = RNG.integers(-2, 3, (2, 4, m, length)).astype(dtype)
+    want = (a[..., :, None, :] * b[..., None, :, :]).sum(axis=-1)
+    turns = turns and dtype == "float32"
+    for out in (None, np.empty((2, 4, k, m), dtype)):
+        begin_block()
+        found = products.inner(np, a, b, out, summed)
+        np.testing.assert_array_equal(found, want, strict=True)
+        assert (found is out) == (out is not None and not turns)
+        assert found.flags.c_contiguous != turns
+
+
+@pytest.mark.parametrize(
+    ("samples", "row", "stride", "last"),
+    [(4, 9, 1, True), (3, 9, 1, False), (36, 9, 2, True), (35, 9, 2, False), (4, 32, 1, False)],
+)
+def test_short_rows_are_added_with_the_samples_last(samples, row, stride, last):
+    given = geometry.options(2, stride, 0, 1, 1)
+    I = (3 * stride + 1, stride * (row - 1) + 2)
+    geom = geometry.geometry(samples, 2, 3, I, (2, 2), given)
+    w = RNG.integers(-4, 5, (3, 2, 2, 2)).astype("float32")
+    g = RNG.integers(-4, 5, (samples, 3, *geom.O)).astype("float32")
+    right = np.zeros((samples, 2, *I))
+    for (i, j), (u, v) in itertools.product(np.ndindex(geom.O), np.ndindex(2, 2)):
+        right[:, :, stride * i + u, stride * j + v] += g[:, :, i, j].astype(float) @ w[:, :, u, v]
+    additions = scatter.additions(geom, (0, 0), geom.O, (0, 0), I)
+    grouped, weights = g.swapaxes(0, 1)[None], scatter.prepare(np, w[None])
+    begin_block()
+    found = scatter.grad_input(np, grouped, weights, (1, 2, samples, *I), additions)
+    np.testing.assert_array_equal(found[0].swapaxes(0, 1), right.astype("float32"))
+    assert (found.strides[2] == 4) == last
+
+
+def test_bands_whose_matrices_are_too_large_to_keep():
+    def applies(I, W, backwards):
+        given = geometry.options(2, 1, 1, 1, 2)
+        return bands.applies(geometry.geometry(1, 2, 2, (I, I), (W, W), given), backwards)
+
+    assert applies(98, 3, False) and not applies(99, 3, False)  # 9 taps of 3 rows of 98 to 98
+    assert applies(98, 3, True) and not applies(99, 3, True)
+    assert not applies(60, 8, False)
 
 
 def test_samples_whose_products_are_apart():

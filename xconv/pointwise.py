@@ -66,7 +66,7 @@ def grad_weight(
         place = None if out is None else merged(out, 2)
         # (G, k, N*O) @ (G, N*O, c) -> (G, k, c)
         dw = inner(xp, rows, cells, place)
-        if place is not None:
+        if dw is place:
             return out
     return xp.reshape(dw, (G, k, c, *window.W))
 

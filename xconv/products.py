@@ -22,7 +22,7 @@ LIMBS = 2**21  # of which so many have a sum in float64
 PIECE = 2048  # numbers that BLAS sums well where a product of few rows and columns is long,
 FEW = 64 * 64  # of which there are at most so many together
 # In float32 OpenBLAS's kernels for AVX-512 take 10 to 50 % longer where the transposed operand is
-# the larger one. Long sums are turned then, if not too many results are to be copied.
+# the larger one. Then sums of so many numbers are turned, unless so many results are to be copied.
 LONG = 512
 LARGEST = 2**18
 
@@ -81,28 +81,24 @@ def in_cupy(xp: Namespace, a: Array, b: Array, out: Array) -> Array:
 
 
 def inner(xp: Namespace, a: Array, b: Array, out: Array | None = None, summed: int = 1) -> Array:
-    """Multiply a (.., k, P) and b (.., m, P) to (.., k, m), long sums in pieces.
+    """Multiply a (.., k, P) and b (.., m, P) to (.., k, m), in `out` if that can be.
 
-    So many results are `summed` then.
+    ``b`` has all of the batch's axes. So many of the results are `summed` afterwards.
     """
-    length, k, m = a.shape[-1], a.shape[-2], b.shape[-2]
+    k, m = a.shape[-2], b.shape[-2]
     if on_gpu(xp):
         turns = k <= m and math.prod(a.shape[:-2]) > 1  # a copy of a is less
     else:
-        turns = in_numpy(xp) and k < m and k * m <= LARGEST and length * summed >= LONG
-        turns = turns and a.dtype == "float32"
+        long = k * m <= LARGEST and a.shape[-1] * summed >= LONG
+        turns = in_numpy(xp) and k < m and long and dtype_name(a.dtype) == "float32"
     if turns:
         a = xp.broadcast_to(a, (*b.shape[:-2], *a.shape[-2:]))
-        turned = xp.matrix_transpose(_inner(xp, b, a))
-        if out is None:
-            return turned
-        out[...] = turned
-        return out
+        return xp.matrix_transpose(_inner(xp, b, a))
     return _inner(xp, a, b, out)
 
 
 def _inner(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array:
-    """Multiply the same, with the second operand transposed."""
+    """Multiply the same with the second operand transposed, long sums in pieces."""
     length = a.shape[-1]
     count = inner_pieces(length, a.shape[-2] * b.shape[-2])
     if on_gpu(xp):

@@ -71,7 +71,7 @@ def grad_weight(
     # (G, k, N*O) @ (G, N*O, c*W) -> (G, k, c*W)
     place = None if out is None else merged(out, 2)
     dw = inner(xp, flattened(xp, g, 2), columns, place)
-    return xp.reshape(dw, (G, k, c, *window.W)) if place is None else out
+    return out if dw is place else xp.reshape(dw, (G, k, c, *window.W))
 
 
 def _columns(xp: Namespace, x: Array, window: Window, parts: int) -> Array:
