@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 import xconv
 from xconv import (
+    bands,
     depthwise,
     fft,
     lines,
@@ -405,6 +406,16 @@ def test_what_weight_gradients_need_is_counted():
     assert taps.weight_workspace(2, 3, strided, 2, 7) == 2 * (60 * 2 + 6 * 14)
     long = Window((5000,), (1,), (1,), (1,))
     assert pointwise.weight_workspace(1, 1, long, 70, 70) == 5000 * 140  # and no sums in pieces
+
+
+def test_the_matrix_that_bands_are_made_of_is_counted():
+    geom = geometry(8, 1, 1, (28, 28), (3, 3), options(2, 1, 1, 1, 1))
+    own = bands.work(geom, False)
+    cut = plan.groups(geom, own, 4, plan.Limits(2**22, 2**22))
+    assert cut.shared >= 4 * 9 * (3 * 28) * 28  # for each tap a matrix of three rows to one
+    least = cut.shared + cut.block
+    assert plan.groups(geom, own, 4, plan.Limits(least, 2**22)) == cut
+    assert plan.groups(geom, own, 4, plan.Limits(least - 1, 2**22)) is None
 
 
 # ---------------------------------------------------------------- small limits

@@ -188,5 +188,6 @@ def work(geom: Geometry, backwards: bool) -> Work:
     size = how.height * how.width
     first, last = how.inside
     calls = 10 + 3 * (how.number - last + first)
-    made = size * (1 + math.prod(geom.W) // 16)  # as long as to copy so many numbers
-    return Work(how.number, 2 * (geom.N + 4) * size, made, size, calls)
+    taps = math.prod(geom.W)
+    made = size * (1 + taps // 16)  # as long as to copy so many numbers
+    return Work(how.number, 2 * (geom.N + 4) * size, made, size, calls, taps * size)

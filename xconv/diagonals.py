@@ -94,4 +94,5 @@ def work(geom: Geometry) -> Work:
     line, (I, O) = _line(geom, 1), (geom.I[-1], geom.O[-1])
     copied = math.prod(line.reading.shape) + geom.N * math.prod(line.grid) * O
     taps = math.prod(geom.W[:-1])
-    return Work(taps, 2 * (I + 5) * (O + 5) * line.length, copied, copied + taps * I * O, 15)
+    operations, kept = 2 * (I + 5) * (O + 5) * line.length, copied + taps * I * O
+    return Work(taps, operations, copied, kept, 15, I * O * geom.W[-1])

@@ -56,7 +56,7 @@ class Work(NamedTuple):
     """What one group takes: products, operations of each, numbers copied, numbers kept at once.
 
     Small matrices are counted as somewhat larger ones, which take as long. ``calls`` are those of
-    NumPy for all groups together.
+    NumPy for all groups together, ``shared`` the numbers of a matrix that is for all of them.
     """
 
     products: int
@@ -64,6 +64,7 @@ class Work(NamedTuple):
     copied: int
     kept: int
     calls: int
+    shared: int
 
 
 def along(axis: int, cells: int | slice | None) -> tuple[Any, ...]:

@@ -447,7 +447,7 @@ def constant(
     return xp.asarray(make(*arguments), dtype=like.dtype, device=device(like))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _numpy_constant(make: Any, arguments: tuple[Any, ...], dtype: Any) -> Array:
     return np.asarray(make(*arguments), dtype=dtype)
 

@@ -30,6 +30,7 @@ TASKS = 4
 GRAIN = 20_000_000  # operations of one of two blocks; a number moved counts as
 MOVED = 10
 FEW = 32  # output channels below which operations take twice as long
+POINTER = 8  # bytes
 SMALL = 4  # an operation of a product of a few rows
 POSITIONS = 256
 CHANNELS = 64
@@ -289,12 +290,13 @@ def groups(geom: Geometry, own: Work, itemsize: int, limits: Limits) -> Boxes | 
     """Cut a contraction by `bands` or `diagonals`; None: one group would not fit."""
     sizes = geom.N * (math.prod(geom.I) + math.prod(geom.O)) + math.prod(geom.W)
     each = itemsize * (own.kept + 2 * sizes)  # it may have to convert what it reads and writes
+    shared = (itemsize + POINTER) * own.shared  # of a list first
     (g,) = _first(halved((geom.G,), (0,)), lambda shape: each * shape[0] <= limits.block)
     operations = geom.G * (SMALL * own.products * own.operations + MOVED * (own.copied + sizes))
     (g,) = _fed((geom.G,), (g,), operations, (1,), limits.tasks, 2 * GRAIN)
-    if each * g > limits.workspace:
+    if shared + each * g > limits.workspace:
         return None
-    return Boxes(g, 1, geom.N, geom.O, 0, each * g)
+    return Boxes(g, 1, geom.N, geom.O, shared, each * g)
 
 
 @lru_cache(maxsize=256)
