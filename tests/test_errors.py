@@ -633,3 +633,12 @@ def test_no_hint_at_a_layout_that_would_not_do(x, layout):
             make(*x), make(*((6, 7) if layout == "channels_last" else (6, 4)), 3, 2), layout=layout
         )
     assert "or layout" not in info.value.args[0]
+
+
+def test_what_sizes_follow_from_is_said():
+    x, w, one = np.ones((1, 1, 9)), np.ones((1, 1, 3)), np.ones((1, 1, 7))
+    options = {"stride": 2, "dilation": 3}
+    check(ValueError, [7, 2, 3], xconv.conv_backward, one, x, w, **options)
+    check(ValueError, [7, 2, 3], xconv.conv_grad_input, one, w, (9,), **options)
+    check(ValueError, [7, 2, 3], xconv.conv_grad_weight, one, x, (3,), **options)
+    check(ValueError, [99, 2, 3], xconv.conv_transpose, x, w, output_size=(99,), **options)

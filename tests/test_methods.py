@@ -302,7 +302,7 @@ def test_the_larger_operand_of_long_sums_is_not_transposed(
     monkeypatch, dtype, k, m, length, summed, turns
 ):
     """In float32, for OpenBLAS; results are the same, and `out` is used where they are in order."""
-    monkeypatch.setattr(products, "LARGEST", 18)
+    monkeypatch.setattr(products, "COPIED", 18)
     a = RNG.integers(-2, 3, (2, 1, k, length)).astype(dtype)
     b = RNG.integers(-2, 3, (2, 4, m, length)).astype(dtype)
     want = (a[..., :, None, :] * b[..., None, :, :]).sum(axis=-1)

@@ -111,6 +111,7 @@ class TestEither:
             ({"rng": 3}, r"rng to be a numpy.random.Generator; got 3 \(int\)"),
             ({"like": np.empty(0, int)}, r"like of a floating or complex dtype; got int64"),
             ({"bias": 1}, r"bias to be a bool; got 1 \(int\)"),
+            ({"dtype": "U3"}, r"dtype to be a real, .+; got 'U3' \(str\)"),
         ],
     )
     def test_wrong_types(self, kind, options, rule):
@@ -209,12 +210,19 @@ class TestEither:
             ((4, 6, (3, 2)), {"groups": 0}, "0"),
             ((2**62, 6, (3,)), {}, str(2**62)),
             ((4, 6, (2**62,) * 20), {}, str(2**62)),  # whose number is no float
+            ((4, 6, (3, 2)), {"method": "best"}, "'best'"),
+            ((4, 6, (3, 2)), {"max_workspace": 0}, "0"),
         ],
     )
     def test_values_that_make_no_layer(self, kind, args, options, words):
         with pytest.raises(ValueError, match=rf"{kind.__name__}: need .+; got .*") as info:
             kind(*args, **options)
         assert words in str(info.value).partition("; got ")[2]
+
+
+def test_output_padding_is_checked_at_once():
+    with pytest.raises(ValueError, match=r"^ConvTranspose: need .+; got output_padding \(-1,\)"):
+        ConvTranspose(4, 6, (3,), output_padding=-1)
 
 
 def test_conv_transpose_options_are_passed():

@@ -186,9 +186,22 @@ def test_more_products_than_can_be_done_are_refused(contraction):
         "input": partial(xconv.conv_grad_input, dy, w, x.shape[2:], **options),
         "weight": partial(xconv.conv_grad_weight, dy, x, w.shape[2:], **options),
     }
-    rule = r"need a max_workspace for at most 4194304 products .* 67108864 bytes, \d+ products"
+    rule = r"need at most 4194304 products of blocks .+; got \d+ products, max_workspace 67108864"
     with pytest.raises(ValueError, match=rule):
         run[contraction]()
+
+
+@pytest.mark.parametrize("contraction", ["forward", "grad_input", "grad_weight"])
+@pytest.mark.parametrize("method", ["auto", "windows", "taps", "winograd", "fft"])
+def test_the_workspace_that_an_error_names_is_enough(method, contraction):
+    x, w = ones(2, 16, 18, 18), ones(32, 16, 3, 3)
+    run = partial(xconv.explain, x, w, contraction=contraction, method=method, padding=1)
+    with pytest.raises(ValueError, match=r"needed \d+ bytes") as refused:
+        run(max_workspace=1)
+    needed = int(str(refused.value).split()[-2])
+    assert run(max_workspace=needed).steps
+    with pytest.raises(ValueError, match=f"needed {needed} bytes"):
+        run(max_workspace=needed - 1)
 
 
 @pytest.mark.parametrize("taken", ["windows", "taps"])
@@ -411,11 +424,35 @@ def test_what_weight_gradients_need_is_counted():
 def test_the_matrix_that_bands_are_made_of_is_counted():
     geom = geometry(8, 1, 1, (28, 28), (3, 3), options(2, 1, 1, 1, 1))
     own = bands.work(geom, False)
-    cut = plan.groups(geom, own, 4, plan.Limits(2**22, 2**22))
-    assert cut.shared >= 4 * 9 * (3 * 28) * 28  # for each tap a matrix of three rows to one
-    least = cut.shared + cut.block
-    assert plan.groups(geom, own, 4, plan.Limits(least, 2**22)) == cut
-    assert plan.groups(geom, own, 4, plan.Limits(least - 1, 2**22)) is None
+    cut = plan.groups(geom, own, 4, plan.CPU)
+    assert cut.block >= 4 * 9 * (3 * 28) * 28  # for each tap a matrix of three rows to one
+    shares = plan.CPU.allowed // cut.block
+    assert plan.groups(geom, own, 4, plan.CPU._replace(shares=shares)) == cut
+    assert plan.groups(geom, own, 4, plan.CPU._replace(shares=shares + 1)) is None
+
+
+@pytest.mark.parametrize(("size", "bands_are_taken"), [(17, True), (18, False)])
+def test_no_large_matrix_is_kept_below_the_default_workspace(size, bands_are_taken):
+    geom = geometry(8, 1, 1, (size, size), (3, 3), options(2, 1, 1, 1, 1))
+    own = bands.work(geom, False)
+    assert own.shared == 9 * (3 * size) * size
+    below = plan.groups(geom, own, 4, plan.CPU._replace(allowed=plan.CPU.allowed - 1))
+    assert (below is not None) == bands_are_taken
+    assert plan.groups(geom, own, 4, plan.CPU) is not None
+
+
+def test_input_gradients_of_very_many_taps_are_not_formed_products_first():
+    dy, w = ones(1, 1, 1), ones(1, 1, 2**22 + 1)
+    assert (xconv.conv_grad_input(dy, w, (2**22 + 1,)) == 1).all()
+    with pytest.raises(ValueError, match="got 4194305 products"):
+        xconv.conv_grad_input(dy, w, (2**22 + 1,), method="windows")
+
+
+def test_refusals_are_known_beforehand():
+    x = np.broadcast_to(np.float32(1), (1, 1, 2**22 + 8))
+    for run in (xconv.explain, xconv.conv):
+        with pytest.raises(ValueError, match="need at most 4194304 products of blocks"):
+            run(x, ones(1, 1, 3), max_workspace=64)
 
 
 # ---------------------------------------------------------------- small limits

@@ -12,6 +12,7 @@ padding there.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -134,13 +135,19 @@ def _product(
 def _matrix(xp: Namespace, w: Array, geom: Geometry, how: Band, backwards: bool) -> Array:
     """Return the band matrices (G, height, width) of the weights (G, 1, 1, *W)."""
     G, upright = w.shape[0], how.height <= TALL * how.width
-    places = constant(xp, _places, (geom, how, backwards, upright), w)
+    places = constant(xp, _places, (_alone(geom), how, backwards, upright), w)
     memory = scratch(xp, (G, how.height * how.width), w.dtype)
     # (G, W) @ (W, height*width), one call: to copy each tap takes as long, and calls for each
     xp.matmul(xp.reshape(w, (G, -1)), places, out=memory)
     if upright:
         return xp.reshape(memory, (G, how.height, how.width))
     return xp.matrix_transpose(xp.reshape(memory, (G, how.width, how.height)))
+
+
+@lru_cache(maxsize=256)
+def _alone(geom: Geometry) -> Geometry:
+    """Return the convolution of one sample and group, which has the same matrices."""
+    return dataclasses.replace(geom, N=1, C=1, K=1, G=1)
 
 
 def _places(geom: Geometry, how: Band, backwards: bool, upright: bool) -> list[list[float]]:

@@ -130,13 +130,13 @@ def forward(
     pairs = [(x[plan.cells], w) for x, w in pairs]
     once = len(pairs) == plan.terms == 1 and y.dtype == dtype_of(setup.xp, setup.compute)
     checked = choice.spreads(setup.task, plan.algorithm)
-    spoiled: list[Block] = []
+    spoiled: list[Index] = []
 
     def work(block: Block) -> None:
         there = y[block.there]
         total = _product(setup, plan, pairs, held, block, there if once else None)
         if checked and not finite(total):
-            spoiled.append(block)
+            spoiled.append(block.there)
         store(setup, there, part_of(bias, block.there), total)
 
     for one in plan.passes():
@@ -147,8 +147,8 @@ def forward(
         ]
         workers.run(one.blocks, work, workers=setup.workers(plan.cut))
     held = []
-    for block in spoiled:
-        _again(setup, pairs, y, plan.geom, bias, mirrored, block.there)
+    for there in spoiled:
+        _again(setup, pairs, y, plan.geom, bias, mirrored, there)
 
 
 def _prepared(setup: Setup, plan: Forward, w: Array, part: Index, window: Window) -> Any:

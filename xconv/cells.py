@@ -102,7 +102,7 @@ def _scattered(
             total = term if total is None else total + term
         store(setup, dx[box.there], part_of(bias, box.there), total)
 
-    boxes = schedule.scattered(cut, geom, start, stop, setup.limits)
+    boxes = schedule.scattered(cut, geom, start, stop)
     workers.run(boxes(), work, workers=setup.workers(cut))
 
 

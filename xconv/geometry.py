@@ -447,7 +447,7 @@ def geometry(N: int, C: int, K: int, I: Ints, W: Ints, opts: Options) -> Geometr
     G = opts.groups
     if C % G or K % G:
         raise Refusal(
-            "groups to divide the channels of the input and of the output",
+            "groups to divide both numbers of channels",
             f"groups {G}, channels {C} and {K}",
         )
     O, pairs = output_size(I, W, opts)
@@ -513,7 +513,8 @@ def transposed_size(
     if back != O:
         raise Refusal(
             "a result size that the convolution maps back to the input size",
-            f"result size {size}, which gives {back}, input size {O}, kernel size {W}",
+            f"result size {size}, which gives {back}, input size {O}, kernel size {W}, "
+            f"padding {opts.padding}, stride {opts.stride}, dilation {opts.dilation}",
         )
     return size
 

@@ -449,7 +449,9 @@ def constant(
 
 @lru_cache(maxsize=64)
 def _numpy_constant(make: Any, arguments: tuple[Any, ...], dtype: Any) -> Array:
-    return np.asarray(make(*arguments), dtype=dtype)
+    made = np.asarray(make(*arguments), dtype=dtype)
+    made.flags.writeable = False  # all threads read it
+    return made
 
 
 def spread(xp: Namespace, a: Array, steps: tuple[int, ...]) -> Array:

@@ -8,13 +8,17 @@ from typing import Any
 
 from .convolution import conv, conv_transpose
 from .errors import Refusal, public, shown
-from .geometry import index, sizes
+from .geometry import index, per_axis, sizes
 from .geometry import options as shape_options
 from .gradients import ConvGrads, conv_backward, conv_transpose_backward
 from .layout import layout_axes
 from .namespace import Array, accept, cast, check_bytes, dtype_name, random_uniform
+from .validation import how
 
 __all__ = ["Conv", "ConvTranspose"]
+
+SHAPES = ("stride", "padding", "dilation", "groups", "padding_mode")
+HOW = ("dtype", "method", "max_workspace")
 
 
 class _Layer:
@@ -61,8 +65,10 @@ class _Layer:
         for name in options:
             if name not in known:
                 raise Refusal(f"options among {', '.join(known)}", name, TypeError)
-        names = ("stride", "padding", "dilation", "groups", "padding_mode")
-        shape_options(len(W), *(options.get(name, known[name].default) for name in names))
+        shape_options(len(W), *(options.get(name, known[name].default) for name in SHAPES))
+        if self._transposed:
+            per_axis(options.get("output_padding", 0), "output_padding", len(W), 0)
+        how(*(options.get(name, known[name].default) for name in HOW))
         if type(bias) is not bool:
             raise Refusal("bias to be a bool", shown(bias), TypeError)
         axes = layout_axes(options.get("layout", "channels_first"), len(W), self._transposed).w

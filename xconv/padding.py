@@ -8,6 +8,7 @@ padded coordinates hold copies of it, so that their gradients add up there.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -166,12 +167,14 @@ def split(geom: Geometry, axis: int, strip: Strip, widest: int) -> list[Strip]:
 
 def number(geom: Geometry, axis: int, strip: Strip, widest: int) -> int:
     """Return at most how many runs `split` makes of a strip."""
+    s, d, O, W = geom.stride[axis], geom.dilation[axis], geom.O[axis], geom.W[axis]
+    read = min(O * W, (s * (O - 1) + d * (W - 1)) // math.gcd(s, d) + 1)
     found = 0
     for run in strip.runs:
         if run.step:
             found += -(-(strip.stop - strip.start) // widest)
         else:
-            found += min(-(-(run.stop - run.start) // widest), geom.O[axis] * geom.W[axis])
+            found += min(-(-(run.stop - run.start) // widest), read)
     return found
 
 

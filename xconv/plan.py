@@ -34,9 +34,8 @@ POINTER = 8  # bytes
 SMALL = 4  # an operation of a product of a few rows
 POSITIONS = 256
 CHANNELS = 64
-
-
 MOST = 2**22  # products of one contraction: more take minutes in Python alone
+KEPT = 2**13  # numbers of a constant matrix that may be kept whatever the limits
 
 
 class Limits(NamedTuple):
@@ -86,6 +85,14 @@ class Plan(NamedTuple):
     w: Ints
     shared: int
     block: int
+
+    def terms(self, geom: Geometry) -> int:
+        """Count the products of a block of results."""
+        return count((geom.c, *geom.W), (self.c, *self.w))
+
+    def blocks(self, geom: Geometry) -> int:
+        """Count the blocks of samples and outputs, for each part of groups and output channels."""
+        return count((geom.G, geom.k, geom.N, *geom.O), (self.g, self.k, self.n, *self.o))
 
 
 def at_once(cut: Plan | Boxes, limits: Limits, available: int) -> int:
@@ -137,8 +144,10 @@ def _check(needed: int, limits: Limits) -> None:
 def check_number(products: int, limits: Limits) -> None:
     """Refuse what would take far too many products."""
     if products > MOST:
-        rule = f"a max_workspace for at most {MOST} products of blocks, each of which takes calls"
-        raise Refusal(rule, f"max_workspace {limits.allowed} bytes, {products} products")
+        raise Refusal(
+            f"at most {MOST} products of blocks (a larger max_workspace makes fewer)",
+            f"{products} products, max_workspace {limits.allowed} bytes",
+        )
 
 
 def _operations(geom: Geometry) -> int:
@@ -171,6 +180,22 @@ def forward(
 
     ``converted`` says that weights may be copied to another dtype before they are prepared.
     """
+    cut = None
+    while cut is None:
+        try:
+            cut = _forward(geom, algorithm, itemsize, limits, converted)
+        except Refusal:
+            if limits.block == 1:
+                raise  # which says what the smallest blocks need
+            limits = limits._replace(block=limits.block // 8 or 1)
+    check_number(cut.terms(geom) * cut.blocks(geom), limits)
+    return cut
+
+
+def _forward(
+    geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits, converted: bool
+) -> Plan:
+    """Cut it into blocks of about the size that is asked for."""
     single, traits = (1,) * geom.rank, TRAITS[algorithm]
     whole = (geom.G, geom.k, geom.c, *geom.W)
     shortest = min(SHORTEST_SUM, math.prod(whole[2:]))
@@ -290,13 +315,15 @@ def groups(geom: Geometry, own: Work, itemsize: int, limits: Limits) -> Boxes | 
     """Cut a contraction by `bands` or `diagonals`; None: one group would not fit."""
     sizes = geom.N * (math.prod(geom.I) + math.prod(geom.O)) + math.prod(geom.W)
     each = itemsize * (own.kept + 2 * sizes)  # it may have to convert what it reads and writes
-    shared = (itemsize + POINTER) * own.shared  # of a list first
+    made = (itemsize + POINTER) * own.shared  # of a list first, by each worker
+    if not limits.ample and own.shared > KEPT:
+        return None
     (g,) = _first(halved((geom.G,), (0,)), lambda shape: each * shape[0] <= limits.block)
     operations = geom.G * (SMALL * own.products * own.operations + MOVED * (own.copied + sizes))
     (g,) = _fed((geom.G,), (g,), operations, (1,), limits.tasks, 2 * GRAIN)
-    if shared + each * g > limits.workspace:
+    if made + each * g > limits.workspace:
         return None
-    return Boxes(g, 1, geom.N, geom.O, shared, each * g)
+    return Boxes(g, 1, geom.N, geom.O, 0, made + each * g)
 
 
 @lru_cache(maxsize=256)
@@ -353,4 +380,6 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
     g, k, c, *w = held
     shared, size = itemsize * math.prod(held), block(held, (n, *o))
     _check(shared + size, limits)
-    return Plan(g, k, g, k, n, tuple(o), c, tuple(w), shared, size)
+    cut = Plan(g, k, g, k, n, tuple(o), c, tuple(w), shared, size)
+    check_number(cut.terms(geom) * cut.blocks(geom), limits)
+    return cut

@@ -22,9 +22,10 @@ LIMBS = 2**21  # of which so many have a sum in float64
 PIECE = 2048  # numbers that BLAS sums well where a product of few rows and columns is long,
 FEW = 64 * 64  # of which there are at most so many together
 # In float32 OpenBLAS's kernels for AVX-512 take 10 to 50 % longer where the transposed operand is
-# the larger one. Then sums of so many numbers are turned, unless so many results are to be copied.
+# the larger one. The operands are exchanged then, if sums have at least so many numbers, and
+# results, which are to be copied, are at most so many.
 LONG = 512
-LARGEST = 2**18
+COPIED = 2**18
 
 
 def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array:
@@ -83,13 +84,14 @@ def in_cupy(xp: Namespace, a: Array, b: Array, out: Array) -> Array:
 def inner(xp: Namespace, a: Array, b: Array, out: Array | None = None, summed: int = 1) -> Array:
     """Multiply a (.., k, P) and b (.., m, P) to (.., k, m), in `out` if that can be.
 
-    ``b`` has all of the batch's axes. So many of the results are `summed` afterwards.
+    ``b`` has all of the batch's axes. Where b @ a^T is faster, the result is a transposed view of
+    it, and `out` is not written. Afterwards so many results are `summed`.
     """
     k, m = a.shape[-2], b.shape[-2]
     if on_gpu(xp):
         turns = k <= m and math.prod(a.shape[:-2]) > 1  # a copy of a is less
     else:
-        long = k * m <= LARGEST and a.shape[-1] * summed >= LONG
+        long = k * m <= COPIED and a.shape[-1] * summed >= LONG
         turns = in_numpy(xp) and k < m and long and dtype_name(a.dtype) == "float32"
     if turns:
         a = xp.broadcast_to(a, (*b.shape[:-2], *a.shape[-2:]))

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .geometry import SPATIAL, Geometry, Ints
-from .namespace import Array, Namespace, flattened, scratch
+from .namespace import Array, Namespace, flattened, on_gpu, scratch
 from .products import matmul
 
 ALL = (slice(None),) * SPATIAL
-SHORT = 32  # numbers of a row that take long to add, unless they
-LONGER = 4  # times as many are in a row with the samples
+SHORT = 32  # numbers of a row, which take long to add
+LONGER = 4  # times as many are to be in one run, if samples come last
 
 
 def prepare(xp: Namespace, w: Array) -> Array:
@@ -68,7 +68,7 @@ def grad_input(
 ) -> Array:
     """dT/dx: g (G, k, N, *P), w prepared -> a box of this shape, (G, c, N, *L), in `scratch`."""
     G, c, *box = shape
-    last = _samples_last(g.shape, additions)
+    last = not on_gpu(xp) and _samples_last(g.shape, additions)
     if last:
         g, box = xp.moveaxis(g, 2, -1), [*box[1:], box[0]]
     # (G, c*W, k) @ (G, k, N*P) -> (G, c*W, N*P)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple, TypeVar
 
 from . import choice, scatter
@@ -17,7 +17,7 @@ from .costs import Task
 from .geometry import Geometry, Ints, Phase, Window
 from .methods import Algorithm
 from .padding import ALL, Index, Reading, reading
-from .plan import Boxes, Limits, Plan, Range, boxes, check_number, count
+from .plan import Boxes, Plan, Range, boxes, count
 from .scatter import Addition
 
 T = TypeVar("T")
@@ -91,8 +91,7 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
     _, chosen, cut = choice.candidates(task, geom, pairs, mirrored)[0]
     sums = _axes((geom.c, *geom.W), (cut.c, *cut.w))
     positions = _axes((geom.N, *geom.O), (cut.n, *cut.o))
-    terms = count((geom.c, *geom.W), (cut.c, *cut.w))
-    many = terms * count((geom.G, geom.k, geom.N, *geom.O), (cut.g, cut.k, cut.n, *cut.o))
+    terms = cut.terms(geom)
 
     def block(held: Sequence[Range], box: tuple[Range, ...]) -> Block:
         own, k, samples, *outputs = box
@@ -102,17 +101,19 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
             for some in boxes(sums):
                 yield _part(geom, own, samples, outputs, some, _slices((own, k, *some)))
 
-        return Block(_slices(box), prepared, _kept(products, terms, task.limits))
+        return Block(_slices(box), prepared, _kept(products, terms))
 
     def passes(keep: bool) -> Iterator[Pass]:
         first = next(boxes(sums))
         for held in boxes(_axes((geom.G, geom.k), (cut.shared_g, cut.shared_k))):
             own = [range(*r, n) for r, n in zip(held, (cut.g, cut.k), strict=True)]
-            blocks = (block(held, box) for box in boxes([*own, *positions]))
+            blocks = map(partial(block, held), boxes([*own, *positions]))
             largest = _window(geom, [(0, n) for n in cut.o], first[1:])
             yield Pass(_slices((*held, *first)), largest, tuple(blocks) if keep else blocks)
 
-    return Forward(geom, chosen, cut, (*ALL, *cells), terms, _kept(passes, many, task.limits))
+    return Forward(
+        geom, chosen, cut, (*ALL, *cells), terms, _kept(passes, terms * cut.blocks(geom))
+    )
 
 
 @lru_cache(maxsize=256)
@@ -133,7 +134,7 @@ def grad_weight(task: Task, geom: Geometry) -> GradWeight:
             first, last = not any(a for a, _ in box), tuple(b for _, b in box) == end
             yield Term(_slices(held), part, first, last)
 
-    made = _kept(terms, count(whole, sizes), task.limits)
+    made = _kept(terms, cut.terms(geom) * cut.blocks(geom))
     return GradWeight(chosen, cut, (*ALL, *cells), made)
 
 
@@ -148,9 +149,7 @@ class Sum(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def scattered(
-    cut: Boxes, geom: Geometry, start: Ints, stop: Ints, limits: Limits
-) -> Callable[[], Iterable[Sum]]:
+def scattered(cut: Boxes, geom: Geometry, start: Ints, stop: Ints) -> Callable[[], Iterable[Sum]]:
     """Return the blocks of the padded coordinates from start to stop, with their products first."""
     whole = (geom.G, geom.c, geom.N, *(b - a for a, b in zip(start, stop, strict=True)))
     taps = math.prod(geom.W)
@@ -169,7 +168,7 @@ def scattered(
                 scatter.additions(geom, first, last, begin, end),
             )
 
-    return _kept(sums, count(whole, cut.sizes) * taps, limits)
+    return _kept(sums, count(whole, cut.sizes) * taps)
 
 
 class Cells(NamedTuple):
@@ -230,11 +229,8 @@ def _axes(whole: Ints, sizes: Ints) -> list[range]:
     return [range(0, total, size) for total, size in zip(whole, sizes, strict=True)]
 
 
-def _kept(
-    make: Callable[[bool], Iterator[T]], many: int, limits: Limits
-) -> Callable[[], Iterable[T]]:
+def _kept(make: Callable[[bool], Iterator[T]], many: int) -> Callable[[], Iterable[T]]:
     """Return a function that gives all of them: the same ones each time where they are few."""
-    check_number(many, limits)
     if many > FEW:
         return lambda: make(False)
     kept = tuple(make(True))

@@ -12,7 +12,17 @@ from typing import Any, NamedTuple, TypeVar
 from . import choice, layout
 from .call import Call
 from .errors import Refusal, shown
-from .geometry import Geometry, Ints, geometry, index, options, per_axis, sizes, transposed_size
+from .geometry import (
+    Geometry,
+    Ints,
+    Options,
+    geometry,
+    index,
+    options,
+    per_axis,
+    sizes,
+    transposed_size,
+)
 from .layout import Axes, Layout
 from .namespace import Array, Namespace, checked_dtype, dtype_name, result_name
 
@@ -97,10 +107,14 @@ def check_bias(xp: Namespace, b: Array | None, channels: int, result: str) -> No
         )
 
 
-def check_shape(a: Array | None, name: str, shape: Ints) -> None:
-    """Refuse an array of another shape."""
+def check_shape(a: Array | None, name: str, shape: Ints, settings: Settings | None = None) -> None:
+    """Refuse an array of another shape, which follows from these options, if any."""
     if a is not None and tuple(a.shape) != shape:
-        raise Refusal(f"{name} of shape {shape}", f"{name} of shape {tuple(a.shape)}")
+        got = f"{name} of shape {tuple(a.shape)}"
+        if settings is not None:
+            given = zip(settings._fields[:4], settings, strict=False)
+            got += "".join(f", {option} {value}" for option, value in given)
+        raise Refusal(f"{name} of shape {shape}", got)
 
 
 def _workspace(max_workspace: Any) -> int | None:
@@ -110,16 +124,18 @@ def _workspace(max_workspace: Any) -> int | None:
     return workspace
 
 
-def _call(xp: Namespace, settings: Settings, axes: Layout, batched: bool, geom: Geometry) -> Call:
-    return Call(
-        xp,
-        geom,
-        axes,
-        batched,
-        None if settings.dtype is None else checked_dtype(settings.dtype),
-        choice.checked_method(settings.method),
-        _workspace(settings.max_workspace),
+def how(dtype: Any, method: Any, max_workspace: Any) -> tuple[str | None, str, int | None]:
+    """Check the options that say how to compute, whatever the arrays."""
+    return (
+        None if dtype is None else checked_dtype(dtype),
+        choice.checked_method(method),
+        _workspace(max_workspace),
     )
+
+
+def _call(xp: Namespace, settings: Settings, axes: Layout, batched: bool, geom: Geometry) -> Call:
+    computed = how(settings.dtype, settings.method, settings.max_workspace)
+    return Call(xp, geom, axes, batched, *computed)
 
 
 def _channels(x: Data, w: Weights, groups: int, layout: Any) -> None:
@@ -144,12 +160,13 @@ def _outputs(y: Data, w: Weights, transposed: bool = False) -> None:
         )
 
 
-def _fits(y: Data, geom: Geometry) -> None:
+def _fits(y: Data, geom: Geometry, opts: Options) -> None:
     if y.spatial != geom.O:
         raise Refusal(
             f"{y.name} of the spatial size of the convolution's output",
             f"{y.name} of size {y.spatial}, output of size {geom.O} from input size {geom.I}, "
-            f"kernel size {geom.W}, padding {geom.padding}",
+            f"kernel size {geom.W}, padding {geom.padding}, stride {opts.stride}, dilation "
+            f"{opts.dilation}",
         )
 
 
@@ -204,7 +221,7 @@ def input_call(xp: Namespace, dy: Ints, w: Ints, input_size: Any, settings: Sett
     _outputs(data, weights)
     C = weights.c * opts.groups
     geom = geometry(data.N, C, weights.K, spatial, weights.W, opts)
-    _fits(data, geom)
+    _fits(data, geom, opts)
     return _call(xp, settings, axes, data.batched, geom)
 
 
@@ -225,7 +242,7 @@ def weight_call(xp: Namespace, dy: Ints, x: Ints, kernel_size: Any, settings: Se
     if (data.batched, data.N) != (result.batched, result.N):
         raise Refusal("x and dy of the same samples", f"x of shape {x}, dy {dy}")
     geom = geometry(data.N, data.channels, result.channels, data.spatial, W, opts)
-    _fits(result, geom)
+    _fits(result, geom, opts)
     return _call(xp, settings, axes, data.batched, geom)
 
 
