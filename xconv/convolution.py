@@ -89,7 +89,8 @@ def conv(
     Raises
     ------
     ValueError
-        If shapes and options do not fit, or an output size is below 1.
+        If shapes and options do not fit, an output size is below 1, or `max_workspace` holds no
+        block or so little that more than 2**22 products of blocks were needed.
     TypeError
         If arrays are not plain, dense arrays of one library and device, or dtypes do not promote.
 

@@ -61,6 +61,8 @@ def unfold(
         If shapes and options do not fit.
     TypeError
         If x is no plain, dense array, or `kernel_size` is an int.
+    MemoryError
+        If there is no room for the padded x, which it holds whole beside the result.
 
     Examples
     --------
@@ -130,6 +132,8 @@ def fold(
         If shapes and options do not fit.
     TypeError
         If cols is no plain, dense array, or a size is an int.
+    MemoryError
+        If there is no room for the padded result, which it holds whole, up to five times.
 
     Examples
     --------
