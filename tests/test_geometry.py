@@ -374,3 +374,25 @@ def test_fold_slices_within_axes():
     np.testing.assert_array_equal(np.asarray(cells)[0, 0], [1, 2, *[3] * 7, 2, 1])
     only_zeros = xconv.fold(strict.asarray(np.ones((1, 2, 2))), (3,), (2,), padding=((4, -4),))
     np.testing.assert_array_equal(np.asarray(only_zeros), [[[0, 0, 0]]])
+
+
+@pytest.mark.parametrize(
+    ("widest", "number"),
+    [
+        (1, 1 + 23),  # cells of the 40 that are read: every second one, from the first to the last
+        (2, 1 + 20),
+        (7, 1 + 6),
+        (99, 1 + 1),
+    ],
+)
+def test_copies_of_padding_are_counted_before_they_are_listed(widest, number):
+    opts = options(1, 4, ((40, 0),), 2, 1, "replicate")
+    geom = geometry(1, 1, 1, (5,), (3,), opts)
+    first = padding.strips(5, "replicate", 40, 0)[0]
+    assert padding.number(geom, 0, first, widest) == number
+    found = padding.split(geom, 0, first, widest)
+    assert sum(len(strip.runs) for strip in found) <= number
+    few = geometry(1, 1, 1, (5,), (2,), options(1, 30, ((40, 0),), 7, 1, "replicate"))
+    assert padding.number(few, 0, first, 1) == 1 + 4  # two windows of two cells
+    rest = padding.strips(5, "replicate", 40, 0)[1]
+    assert padding.number(geom, 0, rest, 3) == 2 == len(padding.split(geom, 0, rest, 3))

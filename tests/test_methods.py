@@ -317,17 +317,26 @@ def test_the_larger_operand_of_long_sums_is_not_transposed(
 
 @pytest.mark.parametrize(
     ("samples", "row", "stride", "last"),
-    [(4, 9, 1, True), (3, 9, 1, False), (36, 9, 2, True), (35, 9, 2, False), (4, 32, 1, False)],
+    [
+        (4, 9, (1, 1), True),
+        (3, 9, (1, 1), False),
+        (4, 9, (2, 1), True),
+        (36, 9, (1, 2), True),
+        (35, 9, (1, 2), False),
+        (4, 31, (1, 1), True),
+        (4, 32, (1, 1), False),
+    ],
 )
 def test_short_rows_are_added_with_the_samples_last(samples, row, stride, last):
     given = geometry.options(2, stride, 0, 1, 1)
-    I = (3 * stride + 1, stride * (row - 1) + 2)
+    I = (3 * stride[0] + 1, stride[1] * (row - 1) + 2)
     geom = geometry.geometry(samples, 2, 3, I, (2, 2), given)
     w = RNG.integers(-4, 5, (3, 2, 2, 2)).astype("float32")
     g = RNG.integers(-4, 5, (samples, 3, *geom.O)).astype("float32")
     right = np.zeros((samples, 2, *I))
     for (i, j), (u, v) in itertools.product(np.ndindex(geom.O), np.ndindex(2, 2)):
-        right[:, :, stride * i + u, stride * j + v] += g[:, :, i, j].astype(float) @ w[:, :, u, v]
+        term = g[:, :, i, j].astype(float) @ w[:, :, u, v]
+        right[:, :, stride[0] * i + u, stride[1] * j + v] += term
     additions = scatter.additions(geom, (0, 0), geom.O, (0, 0), I)
     grouped, weights = g.swapaxes(0, 1)[None], scatter.prepare(np, w[None])
     begin_block()
@@ -336,7 +345,25 @@ def test_short_rows_are_added_with_the_samples_last(samples, row, stride, last):
     assert (found.strides[2] == 4) == last
 
 
-def test_bands_whose_matrices_are_too_large_to_keep():
+def test_matrices_of_bands_are_for_any_number_of_samples_and_groups():
+    namespace._numpy_constant.cache_clear()
+    for samples, groups in ((1, 2), (3, 2), (3, 7)):
+        given = geometry.options(2, 1, 1, 1, groups)
+        geom = geometry.geometry(samples, groups, groups, (5, 6), (3, 3), given)
+        x, w = np.ones((groups, 1, samples, 5, 6)), np.ones((groups, 1, 1, 3, 3))
+        begin_block()
+        assert bands.forward(np, x, w, geom, None)[0, 0, 0, 2, 2] == 9
+    assert namespace._numpy_constant.cache_info().currsize == 1
+
+
+@pytest.mark.parametrize(("kernel", "times"), [((3, 5), 1), ((4, 4), 2), ((5, 7), 3)])
+def test_a_matrix_of_many_taps_counts_as_more_numbers_copied(kernel, times):
+    geom, _ = banded(((9, 9), kernel, 1, 1, 2), 8)
+    how = bands.band(geom, False)
+    assert bands.work(geom, False).copied == times * how.height * how.width
+
+
+def test_bands_whose_matrices_are_too_large_to_keep(monkeypatch):
     def applies(I, W, backwards):
         given = geometry.options(2, 1, 1, 1, 2)
         return bands.applies(geometry.geometry(1, 2, 2, (I, I), (W, W), given), backwards)
@@ -344,6 +371,17 @@ def test_bands_whose_matrices_are_too_large_to_keep():
     assert applies(98, 3, False) and not applies(99, 3, False)  # 9 taps of 3 rows of 98 to 98
     assert applies(98, 3, True) and not applies(99, 3, True)
     assert not applies(60, 8, False)
+    monkeypatch.setattr(bands, "LARGEST", 9 * 3 * 98 * 98)
+    assert applies(98, 3, False)
+    monkeypatch.setattr(bands, "LARGEST", 9 * 3 * 98 * 98 - 1)
+    assert not applies(98, 3, False)
+
+
+def test_sums_over_samples_count_as_long():
+    x, g = (np.ones((1, c, 8, 10, 10), "float32") for c in (5, 3))
+    dw = pointwise.grad_weight(np, x, g, Window((10, 10), (1, 1), (1, 1), (1, 1)))
+    assert (dw == 800).all()
+    assert dw[0, :, :, 0, 0].flags.f_contiguous  # the larger operand was not transposed
 
 
 def test_samples_whose_products_are_apart():
