@@ -94,7 +94,7 @@ def conv_backward(
         stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     )
     call = forward_call(xp, tuple(x.shape), tuple(w.shape), settings)
-    check_shape(dy, "dy", call.y_shape, settings)
+    check_shape(dy, "dy", call.y_shape, call.geom.rank, settings)
     want_x, want_w, want_b = checked_mask(output_mask)
     for_x = call.types(dy, w, call.input_terms, like=x)
     for_w = call.types(dy, x, call.weight_terms, like=w)
@@ -171,7 +171,7 @@ def conv_transpose_backward(
     call = transposed_call(
         xp, tuple(x.shape), tuple(w.shape), output_padding, output_size, settings
     )
-    check_shape(dy, "dy", call.x_shape, settings)
+    check_shape(dy, "dy", call.x_shape, call.geom.rank, settings)
     want_x, want_w, want_b = checked_mask(output_mask)
     for_x = call.types(dy, w, call.forward_terms, like=x)
     for_w = call.types(dy, x, call.weight_terms, like=w)
@@ -379,7 +379,7 @@ def conv_double_backward(
         stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     )
     call = forward_call(xp, tuple(x.shape), tuple(w.shape), settings)
-    check_shape(dy, "dy", call.y_shape, settings)
+    check_shape(dy, "dy", call.y_shape, call.geom.rank, settings)
     check_shape(ddb, "ddb", (call.geom.K,))
     ddy = _second(call, ddx, ddw, ddb, dy, x, w, transposed=False)
     dx = dw = None
@@ -465,7 +465,7 @@ def conv_transpose_double_backward(
     call = transposed_call(
         xp, tuple(x.shape), tuple(w.shape), output_padding, output_size, settings
     )
-    check_shape(dy, "dy", call.x_shape, settings)
+    check_shape(dy, "dy", call.x_shape, call.geom.rank, settings)
     check_shape(ddb, "ddb", (call.geom.C,))
     ddy = _second(call, ddx, ddw, ddb, dy, x, w, transposed=True)
     dx = dw = None

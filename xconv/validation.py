@@ -107,13 +107,15 @@ def check_bias(xp: Namespace, b: Array | None, channels: int, result: str) -> No
         )
 
 
-def check_shape(a: Array | None, name: str, shape: Ints, settings: Settings | None = None) -> None:
+def check_shape(
+    a: Array | None, name: str, shape: Ints, rank: int = 0, settings: Settings | None = None
+) -> None:
     """Refuse an array of another shape, which follows from these options, if any."""
     if a is not None and tuple(a.shape) != shape:
         got = f"{name} of shape {tuple(a.shape)}"
         if settings is not None:
-            given = zip(settings._fields[:4], settings, strict=False)
-            got += "".join(f", {option} {value}" for option, value in given)
+            opts = options(rank, *settings[:5])
+            got += f", stride {opts.stride}, padding {opts.padding}, dilation {opts.dilation}"
         raise Refusal(f"{name} of shape {shape}", got)
 
 
