@@ -396,3 +396,7 @@ def test_copies_of_padding_are_counted_before_they_are_listed(widest, number):
     assert padding.number(few, 0, first, 1) == 1 + 4  # two windows of two cells
     rest = padding.strips(5, "replicate", 40, 0)[1]
     assert padding.number(geom, 0, rest, 3) == 2 == len(padding.split(geom, 0, rest, 3))
+    assert padding.number(geom, 0, rest, 4) == 1 == len(padding.split(geom, 0, rest, 4))
+    wide = geometry(1, 1, 1, (5,), (4,), options(1, 6, ((60, 0),), 4, 1, "replicate"))
+    (far, *_) = padding.strips(5, "replicate", 60, 0)
+    assert padding.number(wide, 0, far, 1) == 1 + 31  # every second of 6 * 8 + 4 * 3 + 1
