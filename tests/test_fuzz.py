@@ -407,7 +407,8 @@ def check_result(backend: Backend, name: str, given: dict, options: dict, found:
         if right is None:
             assert a is None, result
             continue
-        assert type(a) is library, result
+        layers = name.startswith("Conv") and result == "y"  # which has weights in NumPy, and no dy
+        assert type(a) is (type(given["x"]) if layers else library), result
         assert (tuple(a.shape), name_of(a.dtype)) == right[:2], result
         assert getattr(a.dtype, "isnative", True), result
         if right.exact is not None:
