@@ -44,6 +44,11 @@ class Band(NamedTuple):
     results: int
 
     @property
+    def upright(self) -> bool:
+        """Whether the matrix lies in memory row by row, or column by column."""
+        return self.height <= TALL * self.width
+
+    @property
     def number(self) -> int:
         """How many blocks there are."""
         return -(-self.results // self.rows)
@@ -134,12 +139,12 @@ def _product(
 
 def _matrix(xp: Namespace, w: Array, geom: Geometry, how: Band, backwards: bool) -> Array:
     """Return the band matrices (G, height, width) of the weights (G, 1, 1, *W)."""
-    G, upright = w.shape[0], how.height <= TALL * how.width
-    places = constant(xp, _places, (_alone(geom), how, backwards, upright), w)
+    G = w.shape[0]
+    places = constant(xp, _places, (_alone(geom), backwards), w)
     memory = scratch(xp, (G, how.height * how.width), w.dtype)
     # (G, W) @ (W, height*width), one call: to copy each tap takes as long, and calls for each
     xp.matmul(xp.reshape(w, (G, -1)), places, out=memory)
-    if upright:
+    if how.upright:
         return xp.reshape(memory, (G, how.height, how.width))
     return xp.matrix_transpose(xp.reshape(memory, (G, how.width, how.height)))
 
@@ -150,8 +155,9 @@ def _alone(geom: Geometry) -> Geometry:
     return dataclasses.replace(geom, N=1, C=1, K=1, G=1)
 
 
-def _places(geom: Geometry, how: Band, backwards: bool, upright: bool) -> list[list[float]]:
+def _places(geom: Geometry, backwards: bool) -> list[list[float]]:
     """Return for each tap the band matrix, as one row, of weights that are 1 there and else 0."""
+    how = band(geom, backwards)
     first, start = (how.low, 0) if backwards else (0, how.low)
     reads, span = (how.span, how.rows) if backwards else (how.rows, how.span)
     outputs, cells = (reads, *geom.O[1:]), (span, *geom.I[1:])
@@ -165,7 +171,8 @@ def _places(geom: Geometry, how: Band, backwards: bool, upright: bool) -> list[l
         for place in itertools.product(*meet):
             cell, output = map(_flat, (cells, outputs), zip(*place, strict=True))
             operand, result = (output, cell) if backwards else (cell, output)
-            matrix[operand * how.width + result if upright else result * how.height + operand] = 1.0
+            upright, turned = operand * how.width + result, result * how.height + operand
+            matrix[upright if how.upright else turned] = 1.0
         matrices.append(matrix)
     return matrices
 

@@ -251,12 +251,7 @@ def scattered(task: Task, geom: Geometry, size: Ints, pairs: int = 1) -> Boxes |
     if math.prod(geom.W) == 1:
         return None
     cut = plan.grad_input(geom, size, task.itemsize * pairs, task.limits)
-    if cut is None:
-        return None
-    blocks = plan.count((geom.G, geom.c, geom.N, *size), cut.sizes)
-    if blocks * math.prod(geom.W) > plan.MOST:
-        return None
-    if costs.scattered(task, geom, size, cut) >= _phased(task, geom, size):
+    if cut is None or costs.scattered(task, geom, size, cut) >= _phased(task, geom, size):
         return None
     return cut
 

@@ -259,9 +259,7 @@ def _planned(geom: Geometry, found: Sequence[Candidate], weights: bool = False) 
     """Return the step by the best of some candidates."""
     best = found[0]
     cut = best.cut
-    blocks = count((geom.G, geom.k, geom.N, *geom.O), (cut.g, cut.k, cut.n, *cut.o))
-    if weights:
-        blocks *= count((geom.c, *geom.W), (cut.c, *cut.w))
+    blocks = cut.products(geom) if weights else cut.blocks(geom)
     estimates = _estimates(found) if len(found) > 1 else {}
     return Step(_name(best.algorithm), blocks, cut.block, cut.shared, estimates)
 

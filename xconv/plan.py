@@ -94,6 +94,10 @@ class Plan(NamedTuple):
         """Count the blocks of samples and outputs, for each part of groups and output channels."""
         return count((geom.G, geom.k, geom.N, *geom.O), (self.g, self.k, self.n, *self.o))
 
+    def products(self, geom: Geometry) -> int:
+        """Count the products of all blocks."""
+        return self.terms(geom) * self.blocks(geom)
+
 
 def at_once(cut: Plan | Boxes, limits: Limits, available: int) -> int:
     """How many blocks can be in the works at once."""
@@ -188,7 +192,7 @@ def forward(
             if limits.block == 1:
                 raise  # which says what the smallest blocks need
             limits = limits._replace(block=limits.block // 8 or 1)
-    check_number(cut.terms(geom) * cut.blocks(geom), limits)
+    check_number(cut.products(geom), limits)
     return cut
 
 
@@ -283,7 +287,10 @@ class Boxes(NamedTuple):
 
 @lru_cache(maxsize=256)
 def grad_input(geom: Geometry, size: Ints, itemsize: int, limits: Limits) -> Boxes | None:
-    """Cut a box of cells of an input gradient into blocks, products first; None: none would fit."""
+    """Cut a box of cells of an input gradient into blocks, products first.
+
+    None: none would fit, or there were too many additions of taps.
+    """
     taps = math.prod(geom.W)
     reach = tuple(d * (w - 1) for d, w in zip(geom.dilation, geom.W, strict=True))
 
@@ -305,9 +312,9 @@ def grad_input(geom: Geometry, size: Ints, itemsize: int, limits: Limits) -> Box
     shape = (n, *i, g, geom.c)
     n, *i, g, c = _fed(everything, shape, work, smallest, limits.tasks, 2 * GRAIN)
     block = itemsize * numbers((g, n, *i), c)
-    if shared + block > limits.workspace:
-        return None
-    return Boxes(g, c, n, tuple(i), shared, block)
+    cut = Boxes(g, c, n, tuple(i), shared, block)
+    additions = taps * count((geom.G, geom.c, geom.N, *size), cut.sizes)
+    return None if shared + block > limits.workspace or additions > MOST else cut
 
 
 @lru_cache(maxsize=256)
@@ -381,5 +388,5 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
     shared, size = itemsize * math.prod(held), block(held, (n, *o))
     _check(shared + size, limits)
     cut = Plan(g, k, g, k, n, tuple(o), c, tuple(w), shared, size)
-    check_number(cut.terms(geom) * cut.blocks(geom), limits)
+    check_number(cut.products(geom), limits)
     return cut

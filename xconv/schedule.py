@@ -111,9 +111,7 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
             largest = _window(geom, [(0, n) for n in cut.o], first[1:])
             yield Pass(_slices((*held, *first)), largest, tuple(blocks) if keep else blocks)
 
-    return Forward(
-        geom, chosen, cut, (*ALL, *cells), terms, _kept(passes, terms * cut.blocks(geom))
-    )
+    return Forward(geom, chosen, cut, (*ALL, *cells), terms, _kept(passes, cut.products(geom)))
 
 
 @lru_cache(maxsize=256)
@@ -134,8 +132,7 @@ def grad_weight(task: Task, geom: Geometry) -> GradWeight:
             first, last = not any(a for a, _ in box), tuple(b for _, b in box) == end
             yield Term(_slices(held), part, first, last)
 
-    made = _kept(terms, cut.terms(geom) * cut.blocks(geom))
-    return GradWeight(chosen, cut, (*ALL, *cells), made)
+    return GradWeight(chosen, cut, (*ALL, *cells), _kept(terms, cut.products(geom)))
 
 
 class Sum(NamedTuple):
