@@ -31,7 +31,7 @@ SHORT = 0.75  # an operation of such a product, against a large one
 CALL = 5000.0  # one call of NumPy, on a small array
 WEIGHT = 3.0  # a weight rearranged, once for all blocks
 TILE = 2.5  # a number of a Winograd tile, transformed forth and back
-POINT = 1.7  # a weight transformed for Winograd, per point, once for all blocks
+POINT = 1.0  # a weight transformed for Winograd, per point, once for all blocks
 SPILL = 2**24  # bytes of these beyond which they take three times as long: the caches are full
 WAVE = 0.33  # a number in a Fourier transform, per level
 TURN = 4.2  # a number of spectra that are matrices, in the order of products and back
@@ -131,7 +131,7 @@ def _winograd(task: Task, geom: Geometry, o: Ints) -> float:
     products = 2 * task.flop * inputs * sums * tiles
     transforms = TILE * task.wide * (inputs * geom.C + own * geom.K) * tiles
     spills = task.itemsize * inputs * sums > SPILL
-    weight = POINT * task.wide * inputs * sums * (1 + 2 * spills)
+    weight = POINT * task.wide * inputs * sums * (1 + 0.4 * spills)
     phases = CALL * math.prod(winograd.phases(window)) * blocks
     return START + products + transforms + weight + phases
 

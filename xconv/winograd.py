@@ -42,6 +42,7 @@ from .namespace import (
 from .padding import embedded
 from .products import matmul
 
+APART = 48
 LARGEST = 5  # taps of an axis
 POINTS = {4: (0, 1, -1), 6: (0, Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))}
 
@@ -51,8 +52,9 @@ Matrix = tuple[tuple[Fraction, ...], ...]
 def room(xp: Namespace, w: Array, window: Window) -> Array:
     """Return an array for the prepared weights, in which k comes last in memory."""
     G, k, c = w.shape[:3]
-    points = xp.empty((G, math.prod(_points(window.W)), c, k), dtype=w.dtype)
-    return xp.permute_dims(points, (0, 3, 1, 2))
+    points = math.prod(_points(window.W))
+    memory = xp.empty((G, points, c * k + APART), dtype=w.dtype)[..., : c * k]
+    return xp.permute_dims(xp.reshape(memory, (G, points, c, k)), (0, 3, 1, 2))
 
 
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
