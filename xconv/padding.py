@@ -20,6 +20,7 @@ from .namespace import (
     check_bytes,
     dtype_name,
     dtype_of,
+    put,
     scratch,
     zeros,
 )
@@ -265,9 +266,9 @@ def fill(x: Array, how: Reading, block: Array) -> None:
     if how.zeros:  # one long call: under everything, not at each side
         block[...] = 0
     if how.inside is not None:
-        block[...] = x[how.inside]
+        put(block, x[how.inside])
     for there, here in how.copies:
-        block[there] = x[here]
+        put(block[there], x[here])
 
 
 def pad(xp: Namespace, x: Array, geom: Geometry, start: Ints, stop: Ints) -> Array:

@@ -36,6 +36,7 @@ from .namespace import (
     in_place,
     merged,
     mirrored,
+    put,
     scratch,
     tiled,
 )
@@ -184,8 +185,10 @@ def _channels_last(xp: Namespace, a: Array, window: Window, sizes: Ints) -> Arra
     block = scratch(xp, (G, len(parts), N, *sizes, c), a.dtype)
     if not fits:
         block[...] = 0
+    back = (0, len(order) - 1, *range(1, len(order) - 1))
     for phase, part in enumerate(parts):
-        block[(every, phase, every, *map(slice, part.shape[2:-1]))] = part
+        there = block[(every, phase, every, *map(slice, part.shape[2:-1]))]
+        put(*(xp.permute_dims(one, back) for one in (there, part)))
     return xp.reshape(block, (G, len(parts) * N, *sizes, c))
 
 
