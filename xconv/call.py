@@ -8,6 +8,7 @@ an array goes from the user's layout to the form of `layout`, through `blocks` (
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -286,7 +287,7 @@ class Call:
     ) -> Array:
         """Run a contraction where the arrays are: on their device, on this call's threads."""
         xp = self.xp
-        converted = types.convert(*(a for pair in pairs for a in pair))
+        converted = types.convert(*itertools.chain.from_iterable(pairs))
         task = Task(xp, self.method, *types, self.limits, converted)
         conjugate = conjugate if types.compute in COMPLEX else (False, False)
         if not in_place(xp):

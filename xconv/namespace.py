@@ -40,7 +40,7 @@ def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace,
     Where one array is Dask's, the others become Dask arrays of one chunk.
     """
     given = {n: a for n, a in arrays.items() if a is not None or n not in optional}
-    if all(type(a) is np.ndarray for a in given.values()):
+    if set(map(type, given.values())) == {np.ndarray}:
         xp: Namespace = np  # a namespace of the standard itself, and faster than its wrapper
     elif _on_one_gpu(given.values()):
         xp = array_api_compat.array_namespace(*given.values())
@@ -51,7 +51,7 @@ def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace,
         dtype = dtype_name(a.dtype)
         if dtype not in DTYPES or (dtype == "bfloat16" and not has_bfloat16(xp)):
             raise Refusal(f"{name} of a real, complex or integer dtype", str(a.dtype), TypeError)
-    return xp, [given.get(name) for name in arrays]
+    return xp, list(map(given.get, arrays))
 
 
 def _on_one_gpu(given: Collection[Array]) -> bool:
