@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .geometry import SPATIAL, Geometry, Ints
-from .namespace import Array, Namespace, flattened, on_gpu, scratch
+from .namespace import Array, Namespace, flattened, on_gpu, scratch, unbuffered
 from .products import matmul
 
 ALL = (slice(None),) * SPATIAL
@@ -76,10 +76,11 @@ def grad_input(
     terms = xp.reshape(terms, (G, c, w.shape[1] // c, *g.shape[2:]))
     dx = scratch(xp, (G, c, *box), g.dtype)
     dx[...] = 0
-    for tap, there, here in additions:
-        if last:
-            there, here = there[1:], here[1:]
-        dx[there] += terms[:, :, tap][here]
+    with unbuffered():
+        for tap, there, here in additions:
+            if last:
+                there, here = there[1:], here[1:]
+            dx[there] += terms[:, :, tap][here]
     return xp.moveaxis(dx, -1, 2) if last else dx
 
 
