@@ -328,6 +328,8 @@ def test_a_block_takes_about_what_is_estimated(kernel, block, dtype):
     assert estimate <= high * most
     copies = 2 if algorithm is fft else 1
     own = dtype.itemsize * algorithm.prepared(G, window, c, k)
+    if algorithm is winograd:  # in whose memory points lie a little apart
+        prepared = winograd.room(np, w, window).base
     assert own == copies * prepared.nbytes
 
 

@@ -29,8 +29,10 @@ COMPLEX = ("complex64", "complex128")
 INTEGER = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 DTYPES = frozenset(REAL + COMPLEX + INTEGER)
 
-# Bytes apart at which few lines have room in the first cache of most processors, and how many.
+# Bytes apart at which few lines have room in the first cache of most processors, and how many; so
+# planes that are used together lie some numbers further apart.
 HALF_PAGE, WAYS = 2048, 8
+APART = 48
 
 
 def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace, list[Array]]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from .errors import Refusal
 from .geometry import Geometry, Ints, Window, Work, halved, slab
 from .methods import TRAITS, Algorithm
+from .namespace import APART
 
 MIB = 2**20
 Range = tuple[int, int]
@@ -298,7 +299,8 @@ def grad_input(geom: Geometry, size: Ints, itemsize: int, limits: Limits) -> Box
         g, n, *i = shape
         sizes = zip(i, reach, geom.stride, geom.O, strict=True)
         positions = math.prod(min((cells + more - 1) // s + 2, o) for cells, more, s, o in sizes)
-        return g * n * ((c * taps + 2 * geom.k) * positions + 2 * c * math.prod(i))
+        terms = c * taps * (n * positions + APART)
+        return g * (terms + n * (2 * geom.k * positions + 2 * c * math.prod(i)))
 
     shared = itemsize * geom.K * geom.c * taps
     wanted = min(limits.block, max(limits.workspace - shared, 0))

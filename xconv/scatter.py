@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .geometry import SPATIAL, Geometry, Ints
-from .namespace import Array, Namespace, flattened, on_gpu, scratch, unbuffered
+from .namespace import APART, Array, Namespace, flattened, on_gpu, scratch, unbuffered
 from .products import matmul
 
 ALL = (slice(None),) * SPATIAL
@@ -72,7 +72,10 @@ def grad_input(
     if last:
         g, box = xp.moveaxis(g, 2, -1), [*box[1:], box[0]]
     # (G, c*W, k) @ (G, k, N*P) -> (G, c*W, N*P)
-    terms = matmul(xp, w, flattened(xp, g, 2))
+    positions = flattened(xp, g, 2)
+    size = positions.shape[-1]
+    memory = scratch(xp, (G, w.shape[1], size + APART), g.dtype)[..., :size]
+    terms = matmul(xp, w, positions, memory)
     terms = xp.reshape(terms, (G, c, w.shape[1] // c, *g.shape[2:]))
     dx = scratch(xp, (G, c, *box), g.dtype)
     dx[...] = 0

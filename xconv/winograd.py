@@ -29,6 +29,7 @@ from functools import lru_cache
 
 from .geometry import SPATIAL, Ints, Window
 from .namespace import (
+    APART,
     Array,
     Namespace,
     constant,
@@ -43,7 +44,6 @@ from .namespace import (
 from .padding import embedded
 from .products import matmul
 
-APART = 48
 LARGEST = 5  # taps of an axis
 POINTS = {4: (0, 1, -1), 6: (0, Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))}
 
@@ -324,7 +324,7 @@ def _steps(samples: int, window: Window, sizes: Ints) -> int:
 
 def prepared(G: int, window: Window, c: int, k: int) -> int:
     """Elements of the prepared weights."""
-    return G * math.prod(_points(window.W)) * c * k
+    return G * math.prod(_points(window.W)) * (c * k + APART)
 
 
 def sizes(window: Window) -> tuple[int, int, int]:
