@@ -929,3 +929,33 @@ def test_products_as_cupy_takes_them(a, b):
     out = np.full_like(want, np.nan)
     assert products.in_cupy(np, one, other, out) is out
     np.testing.assert_array_equal(out, want)
+
+
+@pytest.mark.parametrize("channels", [0, 1, 7, 8, 21])
+@pytest.mark.parametrize("row", [512, 24])  # numbers; of 512, channels lie whole pages apart
+def test_channels_are_put_last_whatever_they_lie_apart(channels, row):
+    a = RNG.integers(-9, 10, (2, channels, 3, 4, row)).astype("float32")
+    for order in ((0, 4, 1, 2, 3), (0, 1, 2, 3, 4)):
+        there = np.zeros((2, 3, 4, row, channels), "float32").transpose(order)
+        if order[1] == 1:
+            there = np.zeros(a.shape, "float32")
+        namespace.put(there, a)
+        np.testing.assert_array_equal(there, a)
+
+
+def test_rows_are_added_without_numpys_buffers_there_alone():
+    before = np.getbufsize()
+    with namespace.unbuffered():
+        assert np.getbufsize() == namespace.unbuffered.BUFFER < before
+        a = np.ones((30, 300), "float32")[:, :200]
+        a += a
+        assert (a == 2).all()
+    assert np.getbufsize() == before
+
+
+def test_points_of_prepared_weights_lie_apart():
+    """Not a multiple of half a page, where few of their lines had room in the first cache."""
+    window = Window((4, 4), (3, 3), (1, 1), (1, 1))
+    room = winograd.room(np, np.ones((1, 64, 32, 3, 3), "float32"), window)
+    assert room.shape == (1, 64, 36, 32)
+    assert room.strides[2] % namespace.HALF_PAGE

@@ -16,7 +16,7 @@ from .namespace import COMPLEX, Namespace, itemsize, on_gpu
 from .plan import Boxes, Limits, count
 
 # Nanoseconds on one core of AMD EPYCs (Zen 3 and Zen 4) with NumPy 2.4's OpenBLAS, float32,
-# November 2026; those of winograd, lines, depthwise and bands were measured on an Intel Xeon.
+# November 2026; those of lines, depthwise and bands, and TILE, were measured on an Intel Xeon.
 # Fitted to the suite of `xconv.bench`. What counts is their ratios.
 FLOP = 1 / 90  # of a large product
 ROW = 0.1  # a number of the columns, in a product with few rows
@@ -32,7 +32,7 @@ CALL = 5000.0  # one call of NumPy, on a small array
 WEIGHT = 3.0  # a weight rearranged, once for all blocks
 TILE = 2.5  # a number of a Winograd tile, transformed forth and back
 POINT = 1.0  # a weight transformed for Winograd, per point, once for all blocks
-SPILL = 2**24  # bytes of these beyond which they take three times as long: the caches are full
+SPILL = 2**24  # bytes of these beyond which they take twice as long: the caches are full
 WAVE = 0.33  # a number in a Fourier transform, per level
 TURN = 4.2  # a number of spectra that are matrices, in the order of products and back
 START = 100_000.0  # before winograd and fft pay at all
@@ -131,7 +131,7 @@ def _winograd(task: Task, geom: Geometry, o: Ints) -> float:
     products = 2 * task.flop * inputs * sums * tiles
     transforms = TILE * task.wide * (inputs * geom.C + own * geom.K) * tiles
     spills = task.itemsize * inputs * sums > SPILL
-    weight = POINT * task.wide * inputs * sums * (1 + 0.4 * spills)
+    weight = POINT * task.wide * inputs * sums * (1 + spills)
     phases = CALL * math.prod(winograd.phases(window)) * blocks
     return START + products + transforms + weight + phases
 
