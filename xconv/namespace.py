@@ -29,10 +29,9 @@ COMPLEX = ("complex64", "complex128")
 INTEGER = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 DTYPES = frozenset(REAL + COMPLEX + INTEGER)
 
-# Bytes apart at which few lines have room in the first cache of most processors, and how many; so
-# planes that are used together lie some numbers further apart.
+# Bytes apart at which few lines have room in the first cache of most processors, and how many.
 HALF_PAGE, WAYS = 2048, 8
-APART = 48
+APART = 48  # numbers
 
 
 def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace, list[Array]]:
@@ -424,6 +423,15 @@ def scratch(xp: Namespace, shape: tuple[int, ...], dtype: Any) -> Array:
     if on_gpu(xp):
         return xp.empty(shape, dtype=dtype)
     return _scratch.empty(shape, dtype)
+
+
+def gapped(xp: Namespace, shape: tuple[int, ...], dtype: Any, empty: Callable[..., Array]) -> Array:
+    """Return an array of `empty` memory; in NumPy its rows lie some numbers further apart.
+
+    Where many of them are used together, they should not lie a multiple of half a page apart.
+    """
+    *rows, length = shape
+    return empty((*rows, length + (0 if on_gpu(xp) else APART)), dtype=dtype)[..., :length]
 
 
 def gathered(xp: Namespace, view: Array, shape: tuple[int, ...]) -> Array:

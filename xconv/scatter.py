@@ -11,10 +11,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from .geometry import SPATIAL, Geometry, Ints
-from .namespace import APART, Array, Namespace, flattened, on_gpu, scratch, unbuffered
+from .namespace import Array, Namespace, flattened, gapped, on_gpu, scratch, unbuffered
 from .products import matmul
 
 ALL = (slice(None),) * SPATIAL
@@ -73,9 +74,8 @@ def grad_input(
         g, box = xp.moveaxis(g, 2, -1), [*box[1:], box[0]]
     # (G, c*W, k) @ (G, k, N*P) -> (G, c*W, N*P)
     positions = flattened(xp, g, 2)
-    size = positions.shape[-1]
-    memory = scratch(xp, (G, w.shape[1], size + APART), g.dtype)[..., :size]
-    terms = matmul(xp, w, positions, memory)
+    shape = (G, w.shape[1], positions.shape[-1])
+    terms = matmul(xp, w, positions, gapped(xp, shape, g.dtype, partial(scratch, xp)))
     terms = xp.reshape(terms, (G, c, w.shape[1] // c, *g.shape[2:]))
     dx = scratch(xp, (G, c, *box), g.dtype)
     dx[...] = 0

@@ -33,6 +33,7 @@ from .namespace import (
     Array,
     Namespace,
     constant,
+    gapped,
     gathered,
     in_place,
     merged,
@@ -54,7 +55,7 @@ def room(xp: Namespace, w: Array, window: Window) -> Array:
     """Return an array for the prepared weights, in which k comes last in memory."""
     G, k, c = w.shape[:3]
     points = math.prod(_points(window.W))
-    memory = xp.empty((G, points, c * k + APART), dtype=w.dtype)[..., : c * k]
+    memory = gapped(xp, (G, points, c * k), w.dtype, xp.empty)
     return xp.permute_dims(xp.reshape(memory, (G, points, c, k)), (0, 3, 1, 2))
 
 
@@ -170,25 +171,25 @@ def _channels_last(xp: Namespace, a: Array, window: Window, sizes: Ints) -> Arra
     """Return a block as (G, phases*N, *sizes, c) in memory, with zeros where tiles reach beyond."""
     every = slice(None)
     firsts = itertools.product(*map(range, phases(window)))
-    apart = [tuple(map(slice, first, (None,) * len(first), window.dilation)) for first in firsts]
-    parts = [a[(every, every, every, *cells)] for cells in apart]
+    cells = [tuple(map(slice, first, (None,) * len(first), window.dilation)) for first in firsts]
+    parts = [a[(every, every, every, *some)] for some in cells]
     order = (0, *range(2, a.ndim), 1)
     if not in_place(xp):
         for axis, n in enumerate(sizes, SPATIAL):
             parts = [embedded(xp, part, axis, 0, n - part.shape[axis]) for part in parts]
         return xp.permute_dims(xp.concat(parts, axis=2), order)
-    parts = [xp.permute_dims(part, order) for part in parts]
-    fits = all(tuple(part.shape[2:-1]) == sizes for part in parts)
-    if fits and len(parts) == 1 and parts[0].flags.c_contiguous:  # as `padding.read` leaves it
-        return parts[0]
+    fits = all(tuple(part.shape[SPATIAL:]) == sizes for part in parts)
+    if fits and len(parts) == 1:
+        one = xp.permute_dims(parts[0], order)
+        if one.flags.c_contiguous:  # as `padding.read` leaves it
+            return one
     G, c, N = a.shape[:SPATIAL]
     block = scratch(xp, (G, len(parts), N, *sizes, c), a.dtype)
     if not fits:
         block[...] = 0
-    back = (0, len(order) - 1, *range(1, len(order) - 1))
-    for phase, part in enumerate(parts):
-        there = block[(every, phase, every, *map(slice, part.shape[2:-1]))]
-        put(*(xp.permute_dims(one, back) for one in (there, part)))
+    places = xp.permute_dims(block, (1, 0, block.ndim - 1, *range(2, block.ndim - 1)))
+    for place, part in zip(places, parts, strict=True):
+        put(place[(..., *map(slice, part.shape[SPATIAL:]))], part)
     return xp.reshape(block, (G, len(parts) * N, *sizes, c))
 
 
