@@ -931,29 +931,59 @@ def test_products_as_cupy_takes_them(a, b):
     np.testing.assert_array_equal(out, want)
 
 
+class Counted(np.ndarray):
+    """An array that counts how often it is written to."""
+
+    writes = 0
+
+    def __setitem__(self, index, value):
+        Counted.writes += 1
+        super().__setitem__(index, value)
+
+
 @pytest.mark.parametrize("channels", [0, 1, 7, 8, 21])
 @pytest.mark.parametrize("row", [512, 24])  # numbers; of 512, channels lie whole pages apart
-def test_channels_are_put_last_whatever_they_lie_apart(channels, row):
+def test_channels_are_put_last_a_few_at_a_time(channels, row):
+    """Where they lie pages apart, and are to come last."""
     a = RNG.integers(-9, 10, (2, channels, 3, 4, row)).astype("float32")
     last = np.zeros((2, 3, 4, row, channels), "float32").transpose(0, 4, 1, 2, 3)
-    for there in (last, np.zeros(a.shape, "float32")):
-        namespace.put(there, a)
+    for there, split in ((last, row == 512), (np.zeros(a.shape, "float32"), False)):
+        Counted.writes = 0
+        namespace.put(there.view(Counted), a)
         np.testing.assert_array_equal(there, a)
+        assert Counted.writes == (-(-channels // 8) if split else min(channels, 1))
+    Counted.writes = 0
+    namespace.put(last.view(Counted), np.broadcast_to(a[:, :1], a.shape))
+    assert Counted.writes == min(channels, 1)  # which all lie in one place
 
 
-def test_rows_are_added_without_numpys_buffers_there_alone():
+@pytest.mark.parametrize(("row", "samples"), [(127, 1), (128, 1), (31, 5), (26, 5)])
+def test_long_rows_are_added_with_small_buffers(monkeypatch, row, samples):
+    seen = []
+
+    class Seen(namespace.small_buffers):
+        def __enter__(self):
+            super().__enter__()
+            seen.append(np.getbufsize())
+
+    monkeypatch.setattr(scatter, "small_buffers", Seen)
     before = np.getbufsize()
-    with namespace.unbuffered():
-        assert np.getbufsize() == namespace.unbuffered.BUFFER < before
-        a = np.ones((30, 300), "float32")[:, :200]
-        a += a
-        assert (a == 2).all()
+    given = geometry.options(1, 1, 0, 1, 1)
+    geom = geometry.geometry(samples, 2, 1, (row + 2,), (3,), given)
+    additions = scatter.additions(geom, (0,), geom.O, (0,), geom.I)
+    g, w = np.ones((1, 1, samples, row), "float32"), np.ones((1, 1, 2, 3), "float32")
+    dx = scatter.grad_input(np, g, scatter.prepare(np, w), (1, 2, samples, row + 2), additions)
+    assert dx.sum() == g.size * 6
+    together = row if samples == 1 else row * samples  # where samples come last
+    assert seen == [512] * (together >= 128)
     assert np.getbufsize() == before
 
 
-def test_points_of_prepared_weights_lie_apart():
-    """Not a multiple of half a page, where few of their lines had room in the first cache."""
-    window = Window((4, 4), (3, 3), (1, 1), (1, 1))
-    room = winograd.room(np, np.ones((1, 64, 32, 3, 3), "float32"), window)
-    assert room.shape == (1, 64, 36, 32)
-    assert room.strides[2] % namespace.HALF_PAGE
+@pytest.mark.parametrize(("dtype", "close"), [("float32", 512), ("float64", 256)])
+def test_rows_do_not_lie_half_pages_apart(dtype, close):
+    for length in (0, 1, close - 48, close - 1, close, 3 * close):
+        rows = namespace.gapped(np, (3, length), dtype, np.empty)
+        gap = rows.strides[0] // rows.itemsize - length
+        assert rows.shape == (3, length)
+        assert gap == (48 if length % close == 0 else 0)
+        assert gap <= namespace.most_apart(length) or not length

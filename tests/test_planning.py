@@ -21,6 +21,7 @@ from xconv import (
     padding,
     plan,
     pointwise,
+    scatter,
     taps,
     windows,
     winograd,
@@ -328,9 +329,37 @@ def test_a_block_takes_about_what_is_estimated(kernel, block, dtype):
     assert estimate <= high * most
     copies = 2 if algorithm is fft else 1
     own = dtype.itemsize * algorithm.prepared(G, window, c, k)
-    if algorithm is winograd:  # in whose memory points lie a little apart
-        prepared = winograd.room(np, w, window).base
-    assert own == copies * prepared.nbytes
+    if algorithm is winograd:  # with room for gaps between its points, where these are large
+        gaps = namespace.most_apart(c * k) * prepared.size // (c * k) * dtype.itemsize
+        memory = winograd.room(np, w, window).base.nbytes
+        assert prepared.nbytes <= memory <= own == prepared.nbytes + gaps
+    else:
+        assert own == copies * prepared.nbytes
+
+
+@pytest.mark.parametrize(
+    ("N", "c", "k", "I", "W"),
+    [(2, 64, 16, (34, 34), (3, 3)), (2, 3, 8, (30, 31), (5, 4)), (4, 1, 6, (66,), (3,))],
+    ids=str,
+)
+def test_a_block_with_its_products_first_takes_what_is_estimated(N, c, k, I, W):
+    geom = geometry(N, c, k, I, W, options(len(I), 1, 0, 1, 1))
+    cut = plan.grad_input(geom, I, 4, plan.CPU._replace(tasks=1))
+    assert cut.sizes == (1, c, N, *I)
+    none = (0,) * len(I)
+    additions = scatter.additions(geom, none, geom.O, none, I)
+    g, w = np.ones((1, k, N, *geom.O), "float32"), np.ones((1, k, c, *W), "float32")
+    weights = scatter.prepare(np, w)
+    most, result = in_a_block(lambda: scatter.grad_input(np, g, weights, (1, c, N, *I), additions))
+    assert most <= cut.block - g.nbytes - result + 2**13  # it may have to convert these
+    assert cut.block <= 2.5 * most
+
+
+def test_gaps_do_not_cut_short_rows_to_single_cells():
+    """There are none between rows of a few positions, however many rows there are."""
+    geom = geometry(32, 1024, 256, (7, 7), (7, 7), options(2, 1, 0, 1, 1))
+    cut = plan.grad_input(geom, geom.I, 4, plan.CPU)
+    assert cut.sizes == (1, 1024, 8, 7, 7)
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,8 @@ def _prepared(setup: Setup, plan: Forward, w: Array, part: Index, window: Window
         some = (slice(None), slice(*rows))
         prepare(setup.xp, w[some], window, room[some])
 
-    count = min(setup.limits.tasks, 2 * (math.prod(room.shape) // 2**19) or 1)  # even, or 1
+    # an even number, mostly: two workers end together
+    count = min(setup.limits.tasks, max(1, 2 * (math.prod(room.shape) // 2**19)))
     rows = parts(range(0, w.shape[1], -(-w.shape[1] // count)))
     workers.run(rows, work, workers=min(count, setup.threads))
     return room

@@ -215,7 +215,7 @@ def data(
     if spatial is None:
         spatial = [_moved(geom, a, follow.spatial(a), forward) for a in range(geom.rank)]
     samples = follow.samples()
-    converted = types.convert(*(a for pair in pairs for a in pair))
+    converted = types.convert(*itertools.chain.from_iterable(pairs))
     work = Work(contraction, types, conjugate, converted, len(pairs), b is not None)
     graph = _Graph(call, work, [*(side.array for side in sides), *given], samples, spatial)
     pieces = _outputs if forward else _inputs

@@ -31,7 +31,7 @@ class DTypes(NamedTuple):
 
     def convert(self, *arrays: Array) -> bool:
         """Whether any array is converted, as it is of another dtype than the sums."""
-        return {dtype_name(a.dtype) for a in arrays} != {self.compute}
+        return not {dtype_name(a.dtype) for a in arrays} <= {self.compute}
 
     def wider(self, xp: Namespace, other: DTypes) -> DTypes:
         """Return those in which both have room."""

@@ -227,17 +227,18 @@ def quiet() -> contextlib.AbstractContextManager[Any]:
     return np.errstate(all="ignore")
 
 
-class unbuffered(np.errstate):
+class small_buffers(np.errstate):
     """Keep NumPy from copying rows of some hundred numbers to its buffers before it adds them.
 
-    That takes longer than to add them.
+    That takes longer than to add them; shorter rows are still copied, as is faster.
     """
 
-    BUFFER = 512  # numbers; by default 8192
+    NUMBERS = 512  # of a buffer; by default 8192
+    LEAST = 128  # of a row for which that pays
 
     def __enter__(self) -> None:
         super().__enter__()
-        np.setbufsize(self.BUFFER)  # until the end of this context
+        np.setbufsize(self.NUMBERS)  # until the end of this context
 
 
 @lru_cache(maxsize=256, typed=True)
@@ -426,12 +427,18 @@ def scratch(xp: Namespace, shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 def gapped(xp: Namespace, shape: tuple[int, ...], dtype: Any, empty: Callable[..., Array]) -> Array:
-    """Return an array of `empty` memory; in NumPy its rows lie some numbers further apart.
+    """Return an array of `empty` memory, in NumPy with gaps between its rows where these are good.
 
-    Where many of them are used together, they should not lie a multiple of half a page apart.
+    Rows that are used together should not lie a multiple of half a page apart.
     """
     *rows, length = shape
-    return empty((*rows, length + (0 if on_gpu(xp) else APART)), dtype=dtype)[..., :length]
+    close = on_gpu(xp) or length * itemsize(dtype_name(dtype)) % HALF_PAGE
+    return empty((*rows, length + (0 if close else APART)), dtype=dtype)[..., :length]
+
+
+def most_apart(length: int) -> int:
+    """Return how many numbers there may be between two such rows, of any dtype."""
+    return APART if 16 * length >= HALF_PAGE else 0
 
 
 def gathered(xp: Namespace, view: Array, shape: tuple[int, ...]) -> Array:
@@ -450,7 +457,8 @@ def put(there: Array, a: Array) -> None:
     room for lines of so few of them, and one that is lost is read again for its next number.
     """
     some = a.shape[1]
-    if isinstance(a, np.ndarray) and a.strides[1] % HALF_PAGE == 0 and there.strides[1] < HALF_PAGE:
+    last = isinstance(a, np.ndarray) and there.strides[1] == there.itemsize
+    if last and a.strides[1] and a.strides[1] % HALF_PAGE == 0:
         some = WAYS
     for first in range(0, a.shape[1], some or 1):
         part = slice(first, first + some)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from .errors import Refusal
 from .geometry import Geometry, Ints, Window, Work, halved, slab
 from .methods import TRAITS, Algorithm
-from .namespace import APART
+from .namespace import most_apart
 
 MIB = 2**20
 Range = tuple[int, int]
@@ -299,7 +299,7 @@ def grad_input(geom: Geometry, size: Ints, itemsize: int, limits: Limits) -> Box
         g, n, *i = shape
         sizes = zip(i, reach, geom.stride, geom.O, strict=True)
         positions = math.prod(min((cells + more - 1) // s + 2, o) for cells, more, s, o in sizes)
-        terms = c * taps * (n * positions + APART)
+        terms = c * taps * (n * positions + most_apart(n * positions))
         return g * (terms + n * (2 * geom.k * positions + 2 * c * math.prod(i)))
 
     shared = itemsize * geom.K * geom.c * taps

@@ -8,6 +8,7 @@ rearrange the weights would take longer than to use them. Exact on small integer
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from functools import partial
 from typing import NamedTuple
 
 from .geometry import SPATIAL, Geometry, Ints
-from .namespace import Array, Namespace, flattened, gapped, on_gpu, scratch, unbuffered
+from .namespace import Array, Namespace, flattened, gapped, on_gpu, scratch, small_buffers
 from .products import matmul
 
 ALL = (slice(None),) * SPATIAL
@@ -79,7 +80,8 @@ def grad_input(
     terms = xp.reshape(terms, (G, c, w.shape[1] // c, *g.shape[2:]))
     dx = scratch(xp, (G, c, *box), g.dtype)
     dx[...] = 0
-    with unbuffered():
+    row = math.prod(g.shape[-2:]) if last else g.shape[-1]
+    with small_buffers() if row >= small_buffers.LEAST else contextlib.nullcontext():
         for tap, there, here in additions:
             if last:
                 there, here = there[1:], here[1:]

@@ -29,7 +29,6 @@ from functools import lru_cache
 
 from .geometry import SPATIAL, Ints, Window
 from .namespace import (
-    APART,
     Array,
     Namespace,
     constant,
@@ -38,6 +37,7 @@ from .namespace import (
     in_place,
     merged,
     mirrored,
+    most_apart,
     put,
     scratch,
     tiled,
@@ -325,7 +325,7 @@ def _steps(samples: int, window: Window, sizes: Ints) -> int:
 
 def prepared(G: int, window: Window, c: int, k: int) -> int:
     """Elements of the prepared weights."""
-    return G * math.prod(_points(window.W)) * (c * k + APART)
+    return G * math.prod(_points(window.W)) * (c * k + most_apart(c * k))
 
 
 def sizes(window: Window) -> tuple[int, int, int]:
