@@ -957,7 +957,9 @@ def test_channels_are_put_last_a_few_at_a_time(channels, row):
     assert Counted.writes == min(channels, 1)  # which all lie in one place
 
 
-@pytest.mark.parametrize(("row", "samples"), [(127, 1), (128, 1), (31, 5), (26, 5)])
+@pytest.mark.parametrize(
+    ("row", "samples"), [(127, 1), (128, 1), (100, 2), (31, 4), (31, 5), (26, 5)]
+)
 def test_long_rows_are_added_with_small_buffers(monkeypatch, row, samples):
     seen = []
 
@@ -968,13 +970,13 @@ def test_long_rows_are_added_with_small_buffers(monkeypatch, row, samples):
 
     monkeypatch.setattr(scatter, "small_buffers", Seen)
     before = np.getbufsize()
-    given = geometry.options(1, 1, 0, 1, 1)
-    geom = geometry.geometry(samples, 2, 1, (row + 2,), (3,), given)
-    additions = scatter.additions(geom, (0,), geom.O, (0,), geom.I)
-    g, w = np.ones((1, 1, samples, row), "float32"), np.ones((1, 1, 2, 3), "float32")
-    dx = scatter.grad_input(np, g, scatter.prepare(np, w), (1, 2, samples, row + 2), additions)
+    I = (2, row + 2)
+    geom = geometry.geometry(samples, 2, 2, I, (1, 3), geometry.options(2, 1, 0, 1, 1))
+    additions = scatter.additions(geom, (0, 0), geom.O, (0, 0), I)
+    g, w = np.ones((1, 2, samples, 2, row), "float32"), np.ones((1, 2, 2, 1, 3), "float32")
+    dx = scatter.grad_input(np, g, scatter.prepare(np, w), (1, 2, samples, *I), additions)
     assert dx.sum() == g.size * 6
-    together = row if samples == 1 else row * samples  # where samples come last
+    together = row * samples if row < 32 else row  # where samples come last
     assert seen == [512] * (together >= 128)
     assert np.getbufsize() == before
 
