@@ -31,7 +31,7 @@ class DTypes(NamedTuple):
 
     def convert(self, *arrays: Array) -> bool:
         """Whether any array is converted, as it is of another dtype than the sums."""
-        return not {dtype_name(a.dtype) for a in arrays} <= {self.compute}
+        return any(dtype_name(a.dtype) != self.compute for a in arrays)
 
     def wider(self, xp: Namespace, other: DTypes) -> DTypes:
         """Return those in which both have room."""

@@ -42,9 +42,8 @@ class _Library:
         self.per_thread = layer == "openmp"
         if controller.internal_api == "openblas" and not self.per_thread:
             for prefix, suffix in itertools.product(("", "scipy_"), ("", "64_", "_64")):
-                for what in ("get", "set"):
-                    name = f"{prefix}openblas_{what}_num_threads{suffix}"
-                    setattr(self, what, getattr(controller.dynlib, name, getattr(self, what)))
+                name = f"{prefix}openblas_set_num_threads{suffix}"
+                self.set = getattr(controller.dynlib, name, self.set)
 
 
 class _Blas:
@@ -78,7 +77,7 @@ class _Blas:
         What all threads share is set at the first call that runs. It is written down before: an
         interrupt may come anywhere, and the thread's next call then restores it.
         """
-        own = _hold(self.own) if self.own else []
+        own = _hold(self.own)
         with self.lock:
             if not self.inside:
                 self.before = _counts(self.shared)
@@ -97,18 +96,13 @@ class _Blas:
 
     def hire(self, count: int, job: Callable[[], None]) -> None:
         """Have the job done by up to `count` of the kept threads as well, when they are free."""
-        if self.threads < count:
-            self._start(count)
-        for _ in range(min(count, self.threads)):
-            self.jobs.put(job)
-
-    def _start(self, count: int) -> None:
-        """Start threads until there are so many."""
         with self.lock, contextlib.suppress(RuntimeError):  # no new threads: Python shuts down
             while self.threads < count:
                 # a daemon, as an interrupt may come while it starts: then nobody would end it
                 threading.Thread(target=_serve, args=(self.jobs, self.own), daemon=True).start()
                 self.threads += 1
+        for _ in range(min(count, self.threads)):
+            self.jobs.put(job)
 
 
 def _serve(jobs: Jobs, own: list[_Library]) -> None:
