@@ -209,8 +209,8 @@ def scattered(task: Task, geom: Geometry, size: Ints, cut: Boxes) -> float:
     rates = task.rates
     add = rates.add * (LONE if geom.c == 1 and geom.G > 1 else 1) * task.wide
     products = edges * (2 * task.flop * outputs * geom.K * geom.c * points + add * columns)
-    blocks = count((geom.G, geom.c, geom.N, *size), cut.sizes)
-    return products + task.rows(columns, geom.k) + rates.call * points * blocks
+    calls = points * cut.blocks(geom, size)
+    return products + task.rows(columns, geom.k) + rates.call * calls
 
 
 def apart(task: Task, geom: Geometry, size: Ints) -> float:

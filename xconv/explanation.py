@@ -17,7 +17,7 @@ from .errors import Refusal, public
 from .geometry import Geometry, Ints, named
 from .methods import Algorithm
 from .namespace import Array, accept, check_bytes, chunked, in_place
-from .plan import MIB, count
+from .plan import MIB
 from .validation import Settings, forward_call
 
 CONTRACTIONS = ("forward", "grad_input", "grad_weight")
@@ -202,7 +202,7 @@ def _steps(task: Task, call: Call, contraction: str) -> Iterator[Step]:
     if cut := choice.banded(task, geom, contraction):
         yield Step(
             _banded(contraction),
-            count((geom.G,), (cut.g,)),
+            cut.blocks(geom, geom.O),
             cut.block,
             0,
             _compared(task, geom, contraction),
@@ -247,8 +247,8 @@ def _input_steps(task: Task, geom: Geometry) -> Iterator[Step]:
     start, stop = tuple(strip.start for strip in strips), tuple(strip.stop for strip in strips)
     found = schedule.cells(task, geom, start, stop, 1)
     if found.boxes is not None:
-        size = (b - a for a, b in zip(found.start, found.stop, strict=True))
-        blocks = count((found.geom.G, found.geom.c, found.geom.N, *size), found.boxes.sizes)
+        size = tuple(b - a for a, b in zip(found.start, found.stop, strict=True))
+        blocks = found.boxes.blocks(found.geom, size)
         yield Step("scatter", blocks, found.boxes.block, found.boxes.shared, {})
     for _, _, backwards in found.phases:
         one, _ = backwards.skipping()

@@ -31,7 +31,7 @@ DTYPES = frozenset(REAL + COMPLEX + INTEGER)
 
 # Bytes apart at which few lines have room in the first cache of most processors, and how many.
 HALF_PAGE, WAYS = 2048, 8
-APART = 48  # numbers
+APART = 48  # numbers of a gap between rows that would lie so
 
 
 def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace, list[Array]]:
@@ -432,13 +432,13 @@ def gapped(xp: Namespace, shape: tuple[int, ...], dtype: Any, empty: Callable[..
     Rows that are used together should not lie a multiple of half a page apart.
     """
     *rows, length = shape
-    close = on_gpu(xp) or length * itemsize(dtype_name(dtype)) % HALF_PAGE
-    return empty((*rows, length + (0 if close else APART)), dtype=dtype)[..., :length]
+    close = not on_gpu(xp) and length * itemsize(dtype_name(dtype)) % HALF_PAGE == 0
+    return empty((*rows, length + APART * close), dtype=dtype)[..., :length]
 
 
 def most_apart(length: int) -> int:
     """Return how many numbers there may be between two such rows, of any dtype."""
-    return APART if 16 * length >= HALF_PAGE else 0
+    return APART if itemsize("complex128") * length >= HALF_PAGE else 0
 
 
 def gathered(xp: Namespace, view: Array, shape: tuple[int, ...]) -> Array:

@@ -285,6 +285,10 @@ class Boxes(NamedTuple):
         """What a block has of each axis of the result, (G, c, N, *I)."""
         return (self.g, self.c, self.n, *self.i)
 
+    def blocks(self, geom: Geometry, size: Ints) -> int:
+        """Count the blocks of a result of these spatial sizes."""
+        return count((geom.G, geom.c, geom.N, *size), self.sizes)
+
 
 @lru_cache(maxsize=256)
 def grad_input(geom: Geometry, size: Ints, itemsize: int, limits: Limits) -> Boxes | None:
@@ -315,7 +319,7 @@ def grad_input(geom: Geometry, size: Ints, itemsize: int, limits: Limits) -> Box
     n, *i, g, c = _fed(everything, shape, work, smallest, limits.tasks, 2 * GRAIN)
     block = itemsize * numbers((g, n, *i), c)
     cut = Boxes(g, c, n, tuple(i), shared, block)
-    additions = taps * count((geom.G, geom.c, geom.N, *size), cut.sizes)
+    additions = taps * cut.blocks(geom, size)
     return None if shared + block > limits.workspace or additions > MOST else cut
 
 

@@ -75,8 +75,8 @@ def grad_input(
         g, box = xp.moveaxis(g, 2, -1), [*box[1:], box[0]]
     # (G, c*W, k) @ (G, k, N*P) -> (G, c*W, N*P)
     positions = flattened(xp, g, 2)
-    shape = (G, w.shape[1], positions.shape[-1])
-    terms = matmul(xp, w, positions, gapped(xp, shape, g.dtype, partial(scratch, xp)))
+    room = gapped(xp, (*w.shape[:2], positions.shape[-1]), g.dtype, partial(scratch, xp))
+    terms = matmul(xp, w, positions, room)
     terms = xp.reshape(terms, (G, c, w.shape[1] // c, *g.shape[2:]))
     dx = scratch(xp, (G, c, *box), g.dtype)
     dx[...] = 0

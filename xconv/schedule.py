@@ -17,7 +17,7 @@ from .costs import Task
 from .geometry import Geometry, Ints, Phase, Window
 from .methods import Algorithm
 from .padding import ALL, Index, Reading, reading
-from .plan import Boxes, Plan, Range, boxes, count
+from .plan import Boxes, Plan, Range, boxes
 from .scatter import Addition
 
 T = TypeVar("T")
@@ -148,8 +148,8 @@ class Sum(NamedTuple):
 @lru_cache(maxsize=256)
 def scattered(cut: Boxes, geom: Geometry, start: Ints, stop: Ints) -> Callable[[], Iterable[Sum]]:
     """Return the blocks of the padded coordinates from start to stop, with their products first."""
-    whole = (geom.G, geom.c, geom.N, *(b - a for a, b in zip(start, stop, strict=True)))
-    taps = math.prod(geom.W)
+    size = tuple(b - a for a, b in zip(start, stop, strict=True))
+    whole, taps = (geom.G, geom.c, geom.N, *size), math.prod(geom.W)
 
     def sums(keep: bool) -> Iterator[Sum]:
         for own, channels, samples, *box in boxes(_axes(whole, cut.sizes)):
@@ -165,7 +165,7 @@ def scattered(cut: Boxes, geom: Geometry, start: Ints, stop: Ints) -> Callable[[
                 scatter.additions(geom, first, last, begin, end),
             )
 
-    return _kept(sums, count(whole, cut.sizes) * taps)
+    return _kept(sums, cut.blocks(geom, size) * taps)
 
 
 class Cells(NamedTuple):
