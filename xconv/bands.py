@@ -12,7 +12,6 @@ padding there.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -152,7 +151,7 @@ def _matrix(xp: Namespace, w: Array, geom: Geometry, how: Band, backwards: bool)
 @lru_cache(maxsize=256)
 def _alone(geom: Geometry) -> Geometry:
     """Return the convolution of one sample and group, which has the same matrices."""
-    return dataclasses.replace(geom, N=1, C=1, K=1, G=1)
+    return geom._replace(N=1, C=1, K=1, G=1)
 
 
 def _places(geom: Geometry, backwards: bool) -> list[list[float]]:

@@ -42,31 +42,29 @@ BANDED: dict[str, Callable[..., Array]] = {
 class Setup(NamedTuple):
     """What the contractions have in common during one call.
 
-    ``conjugate`` says which of the two operands is to be conjugated.
+    The first three are those of the task. ``conjugate`` says which of the two operands is to be
+    conjugated.
     """
 
+    xp: Namespace
+    compute: str
+    limits: Limits
     task: Task
     conjugate: tuple[bool, bool]
     threads: int
 
-    @property
-    def xp(self) -> Namespace:
-        """The arrays' namespace."""
-        return self.task.xp
-
-    @property
-    def compute(self) -> str:
-        """The dtype of products and sums."""
-        return self.task.compute
-
-    @property
-    def limits(self) -> Limits:
-        """Bytes that the call may use."""
-        return self.task.limits
+    @staticmethod
+    def of(task: Task, conjugate: tuple[bool, bool], threads: int) -> Setup:
+        """Return that of a call."""
+        return Setup(task.xp, task.compute, task.limits, task, conjugate, threads)
 
     def workers(self, cut: Plan | Boxes) -> int:
         """Return how many threads work at blocks at a time."""
         return at_once(cut, self.limits, self.threads)
+
+    def within(self, limits: Limits) -> Setup:
+        """Return the same with other limits."""
+        return Setup.of(self.task._replace(limits=limits), self.conjugate, self.threads)
 
     def begin(self) -> None:
         """Begin a block, in which the thread's `scratch` is free again."""
@@ -137,7 +135,8 @@ def forward(
         total = _product(setup, plan, pairs, held, block, there if once else None)
         if checked and not finite(total):
             spoiled.append(block.there)
-        store(setup, there, part_of(bias, block.there), total)
+        if bias is not None or total is not there:
+            store(setup, there, part_of(bias, block.there), total)
 
     for one in plan.passes():
         held = []  # the last ones are freed first

@@ -7,7 +7,6 @@ an array goes from the user's layout to the form of `layout`, through `blocks` (
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from .namespace import (
     current,
     dtype_name,
     dtype_of,
+    imported,
     in_place,
     on_gpu,
     own_namespace,
@@ -72,7 +72,7 @@ class Call:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, xp=importlib.import_module(state["xp"]))
+        self.__dict__.update(state, xp=imported(state["xp"]))
 
     @cached_property
     def limits(self) -> Limits:
@@ -291,12 +291,12 @@ class Call:
         task = Task(xp, self.method, *types, self.limits, converted)
         conjugate = conjugate if types.compute in COMPLEX else (False, False)
         if not in_place(xp):
-            return evaluate(Setup(task, conjugate, 1))
+            return evaluate(Setup.of(task, conjugate, 1))
         with current(like):
             if on_gpu(xp) or self.short:
-                return write(Setup(task, conjugate, 1))
+                return write(Setup.of(task, conjugate, 1))
             with workers.available() as threads:
-                return write(Setup(task, conjugate, threads))
+                return write(Setup.of(task, conjugate, threads))
 
     def _in_place(self, name: str, geom: Geometry, setup: Setup, *arguments: Any) -> None:
         """Do a contraction where arrays are written to: whole, by cuDNN, or in blocks."""

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from . import padding, scatter, schedule, workers
 from .blocks import Pair, Setup, banded, forward, part_of, store
-from .geometry import SPATIAL, Geometry, Ints, Phase
+from .geometry import SPATIAL, Geometry, Ints
 from .namespace import Array, Namespace, dtype_of, finite, mirrored, swapped
-from .padding import ALL
+from .padding import ALL, Index
 from .plan import Boxes, check_number, count, parts
 from .schedule import Cells, Sum
 
@@ -74,8 +74,8 @@ def _add_up(
     """Write the gradient of cells as planned."""
     if plan.boxes is not None:
         _scattered(setup, plan.boxes, pairs, dx, plan.geom, plan.start, plan.stop, bias)
-    for there, phases, backwards in plan.phases:
-        phased = [(g, phase_weights(setup.xp, w, phases)) for g, w in pairs]
+    for there, taps, backwards in plan.phases:
+        phased = [(g, phase_weights(setup.xp, w, taps)) for g, w in pairs]
         forward(setup, phased, dx[there], backwards, bias, mirrored=True)
 
 
@@ -121,7 +121,7 @@ def _copied(
     """
     xp, half = setup.xp, setup.limits.workspace // 2
     limits = setup.limits._replace(shares=2, block=min(half, setup.limits.block))
-    setup = setup._replace(task=setup.task._replace(limits=limits))
+    setup = setup.within(limits)
     widths = [max(s.stop - s.start, *(r.stop - r.start for r in s.runs)) for s in strips]
     samples, widest = geom.N, max(widths)
 
@@ -154,10 +154,9 @@ def _copied(
             store(setup, dx[:, :, own][inside], bias, total)
 
 
-def phase_weights(xp: Namespace, w: Array, phases: tuple[Phase, ...]) -> Array:
+def phase_weights(xp: Namespace, w: Array, taps: Index) -> Array:
     """Return the weights of one phase, mirrored, input and output channels exchanged."""
-    w = w[(*ALL, *(slice(phase.first, None, phase.step) for phase in phases))]
-    return swapped(xp, mirrored(xp, w))
+    return swapped(xp, mirrored(xp, w[taps]))
 
 
 def _inside(start: Ints, stop: Ints) -> tuple[slice, ...]:

@@ -7,7 +7,6 @@ library alone.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import math
 from functools import lru_cache
@@ -280,8 +279,7 @@ def _phased(task: Task, geom: Geometry, size: Ints) -> float:
     cells = tuple(-(-n // s) for n, s in zip(size, geom.stride, strict=True))
     W = tuple(-(-w // s) for w, s in zip(geom.W, geom.stride, strict=True))
     dilation = tuple(d // math.gcd(d, s) for d, s in zip(geom.dilation, geom.stride, strict=True))
-    one = dataclasses.replace(
-        geom,
+    one = geom._replace(
         C=geom.K,
         K=geom.C,
         I=geom.O,

@@ -147,8 +147,7 @@ class _Graph:
         refs: list[TaskRef],
     ) -> Term:
         """Return the call on a slab of each side; append what they are assembled from to `refs`."""
-        geom = dataclasses.replace(
-            self.call.geom,
+        geom = self.call.geom._replace(
             N=samples[0].size,
             I=tuple(piece.I for piece in pieces),
             O=tuple(piece.O for piece in pieces),

@@ -11,7 +11,6 @@ Only engines are taken that give the same bits each time and shorten neither num
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import threading
 from collections.abc import Sequence
@@ -80,7 +79,7 @@ def grad_input(
     direct = len(terms) == 1 and bias is None and not copied
     if padded:  # a third for the gradient of the padded input, two for what is done with that
         third = setup.limits._replace(shares=3)
-        setup = setup._replace(task=setup.task._replace(limits=third))
+        setup = setup.within(third)
     total = _total(setup, "conv_dgrad", geom, terms, dx, direct)
     if padded and total is not None:
         total = _unpadded(setup.xp, total, geom)
@@ -179,12 +178,11 @@ def plain(geom: Geometry, even: bool) -> tuple[Geometry, Reading | None]:
     """
     zeros = [pair for a in range(geom.rank) if (pair := _zeros(geom, a)) is not None]
     if len(zeros) == geom.rank and not (even and any(low != high for low, high in zeros)):
-        return dataclasses.replace(geom, padding=tuple(zeros)), None
+        return geom._replace(padding=tuple(zeros)), None
     zero = (0,) * geom.rank
     start, stop = geom.reads(zero, geom.O, zero, geom.W)
     everything = (slice(0, geom.G), slice(0, geom.c), slice(0, geom.N))
-    inner = dataclasses.replace(
-        geom,
+    inner = geom._replace(
         I=tuple(b - a for a, b in zip(start, stop, strict=True)),
         padding=((0, 0),) * geom.rank,
         padding_mode="zeros",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from operator import attrgetter
 from typing import NamedTuple
 
 from .errors import Refusal
@@ -31,7 +32,8 @@ class DTypes(NamedTuple):
 
     def convert(self, *arrays: Array) -> bool:
         """Whether any array is converted, as it is of another dtype than the sums."""
-        return any(dtype_name(a.dtype) != self.compute for a in arrays)
+        names = map(dtype_name, map(attrgetter("dtype"), arrays))
+        return not {self.compute}.issuperset(names)
 
     def wider(self, xp: Namespace, other: DTypes) -> DTypes:
         """Return those in which both have room."""

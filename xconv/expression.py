@@ -12,7 +12,7 @@ from typing import Any
 from . import choice, padding
 from .blocks import Pair, Setup
 from .cells import phase_weights
-from .geometry import SPATIAL, Geometry, Phase, Window, along, resized
+from .geometry import SPATIAL, Geometry, Phase, Window, along, phase_taps, resized
 from .namespace import Array, Namespace, cast, check_bytes, dtype_name, zeros
 
 
@@ -64,7 +64,7 @@ def _padded(setup: Setup, g: Array, w: Array, geom: Geometry, chosen: tuple[Phas
     interleave by a stack and a reshape. What no output reads is zero, whatever w holds.
     """
     if len(chosen) == geom.rank:
-        weights = phase_weights(setup.xp, w, chosen)
+        weights = phase_weights(setup.xp, w, phase_taps(chosen))
         return _forward(setup, g, weights, geom.backwards(chosen))
     xp, a = setup.xp, len(chosen)
     start, stop = padding.extent(geom, a)

@@ -19,12 +19,10 @@ Output ``o`` reads input ``q = stride * o + dilation * t - low`` for each kernel
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import math
 import operator
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -107,8 +105,12 @@ class Phase(NamedTuple):
     dilation: int
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
+def phase_taps(phases: Iterable[Phase]) -> tuple[slice, ...]:
+    """Return the index of the weights (G, k, c, *W) of one phase of each axis."""
+    return (slice(None),) * SPATIAL + tuple(slice(p.first, None, p.step) for p in phases)
+
+
+class Geometry(NamedTuple):
     """One validated convolution; see the module's text for the letters."""
 
     N: int
@@ -187,7 +189,7 @@ class Geometry:
                 cells[a] = slice(first, None, self.stride[a])
                 I[a] = len(range(first, self.I[a], self.stride[a]))
                 stride[a], padding[a] = 1, (-before, self.O[a] - I[a] + before)
-        geom = dataclasses.replace(self, I=tuple(I), stride=tuple(stride), padding=tuple(padding))
+        geom = self._replace(I=tuple(I), stride=tuple(stride), padding=tuple(padding))
         return geom, tuple(cells)
 
     def phases(self, axis: int, start: int, stop: int) -> list[Phase]:
@@ -213,8 +215,7 @@ class Geometry:
     def part(self, G: int, k: int, N: int, start: Ints, stop: Ints) -> Geometry:
         """Return the convolution of some groups and samples to a box of the outputs alone."""
         sizes = zip(self.stride, self.padding, start, strict=True)
-        return dataclasses.replace(
-            self,
+        return self._replace(
             N=N,
             C=G * self.c,
             K=G * k,
@@ -225,11 +226,11 @@ class Geometry:
 
     def with_samples(self, N: int) -> Geometry:
         """Return the same convolution of `N` samples."""
-        return dataclasses.replace(self, N=N)
+        return self._replace(N=N)
 
     def per_sample(self) -> Geometry:
         """Return one group of all samples as one sample whose groups they are."""
-        return dataclasses.replace(self, N=1, C=self.N * self.c, K=self.N * self.k, G=self.N)
+        return self._replace(N=1, C=self.N * self.c, K=self.N * self.k, G=self.N)
 
     def backwards(self, phases: tuple[Phase, ...]) -> Geometry:
         """Return the convolution that gives the input gradient at one phase of each axis."""
@@ -256,8 +257,7 @@ class Geometry:
         A cell's gradient is a sum over outputs ``o`` and taps ``t`` with ``stride * o + dilation *
         t`` of one value, in which g and w have the same part: input channels are then samples.
         """
-        return dataclasses.replace(
-            self,
+        return self._replace(
             N=self.c,
             C=self.N * self.G,
             W=self.O,

@@ -7,12 +7,14 @@ namespace of the arrays that arrive, and are never imported here.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import sys
 import threading
+import types
 from collections.abc import Callable, Collection
 from functools import lru_cache
-from operator import mul
+from operator import attrgetter, mul
 from typing import Any
 
 import array_api_compat
@@ -29,6 +31,14 @@ COMPLEX = ("complex64", "complex128")
 INTEGER = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 DTYPES = frozenset(REAL + COMPLEX + INTEGER)
 
+# NumPy itself, a namespace of the standard, but for functions that only call a method of the array:
+# these are the methods, as what Python does around them takes longer than they do.
+NUMPY: Namespace = types.ModuleType(np.__name__)
+NUMPY.__dict__.update(vars(np))
+NUMPY.permute_dims = np.ndarray.transpose
+NUMPY.reshape = np.ndarray.reshape
+NUMPY.matrix_transpose = attrgetter("mT")
+
 # Bytes apart at which few lines have room in the first cache of most processors, and how many.
 HALF_PAGE, WAYS = 2048, 8
 APART = 48  # numbers of a gap between rows that would lie so
@@ -42,17 +52,22 @@ def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace,
     """
     given = {n: a for n, a in arrays.items() if a is not None or n not in optional}
     if set(map(type, given.values())) == {np.ndarray}:
-        xp: Namespace = np  # a namespace of the standard itself, and faster than its wrapper
+        xp: Namespace = NUMPY
     elif _on_one_gpu(given.values()):
         xp = array_api_compat.array_namespace(*given.values())
     else:
         given, xp = _one_library({name: _plain(name, a) for name, a in given.items()})
-        xp = np if in_numpy(xp) else xp
+        xp = NUMPY if in_numpy(xp) else xp
     for name, a in given.items():
         dtype = dtype_name(a.dtype)
         if dtype not in DTYPES or (dtype == "bfloat16" and not has_bfloat16(xp)):
             raise Refusal(f"{name} of a real, complex or integer dtype", str(a.dtype), TypeError)
     return xp, list(map(given.get, arrays))
+
+
+def imported(name: str) -> Namespace:
+    """Return the namespace of this name, as `accept` returns it."""
+    return NUMPY if name == NUMPY.__name__ else importlib.import_module(name)
 
 
 def _on_one_gpu(given: Collection[Array]) -> bool:
@@ -133,7 +148,7 @@ def in_place(xp: Namespace) -> bool:
 @lru_cache(maxsize=64)
 def in_numpy(xp: Namespace) -> bool:
     """Whether the namespace is NumPy's."""
-    return array_api_compat.is_numpy_namespace(xp)
+    return xp is NUMPY or array_api_compat.is_numpy_namespace(xp)
 
 
 @lru_cache(maxsize=64)
@@ -147,6 +162,7 @@ def has_bfloat16(xp: Namespace) -> bool:
     return hasattr(xp, "bfloat16") or on_gpu(xp)
 
 
+@lru_cache(maxsize=64)
 def chunked(xp: Namespace) -> bool:
     """Whether the namespace is Dask's."""
     return array_api_compat.is_dask_namespace(xp)
@@ -198,7 +214,7 @@ def zeros(xp: Namespace, shape: tuple[int, ...], like: Array, dtype: Any = None)
 def current(a: Array) -> contextlib.AbstractContextManager[Any]:
     """Make the array's device the current one, as CuPy needs; quiet NumPy's float warnings."""
     if isinstance(a, np.ndarray):
-        return quiet()
+        return np.errstate(all="ignore")  # `quiet`
     if array_api_compat.is_cupy_array(a):
         context: contextlib.AbstractContextManager[Any] = a.device
         return context

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from . import choice, scatter
 from .costs import Task
-from .geometry import Geometry, Ints, Phase, Window
+from .geometry import Geometry, Ints, Window, phase_taps
 from .methods import Algorithm
 from .padding import ALL, Index, Reading, reading
 from .plan import Boxes, Plan, Range, boxes
@@ -173,8 +173,8 @@ class Cells(NamedTuple):
 
     That of `geom`, in which g and w may be exchanged (`Geometry.exchanged`). Only the box
     ``[start, stop)``, at `inside` of the result, is read by any output; `whole` says that each of
-    its cells is. Its gradient comes phase by phase, each a `forward`: (where to, which taps of
-    each axis, the geometry); or, with `boxes`, with its products first.
+    its cells is. Its gradient comes phase by phase, each a `forward`: (where to, which weights,
+    the geometry); or, with `boxes`, with its products first.
     """
 
     geom: Geometry
@@ -183,7 +183,7 @@ class Cells(NamedTuple):
     stop: Ints
     inside: Index
     whole: bool
-    phases: tuple[tuple[Index, tuple[Phase, ...], Geometry], ...]
+    phases: tuple[tuple[Index, Index, Geometry], ...]
     boxes: Boxes | None
 
 
@@ -213,7 +213,7 @@ def cells(task: Task, geom: Geometry, start: Ints, stop: Ints, pairs: int) -> Ce
         phases=tuple(
             (
                 (*ALL, *(slice(p.offset, None, s) for p, s in zip(one, geom.stride, strict=True))),
-                one,
+                phase_taps(one),
                 geom.backwards(one),
             )
             for one in itertools.product(*axes)

@@ -5,7 +5,7 @@ Nothing here looks at an array: what is made of shapes and options is kept for t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from typing import Any, NamedTuple, TypeVar
 
@@ -189,15 +189,19 @@ def remembered(make: Callable[..., R]) -> Callable[..., R]:
 
 ATOMS = frozenset({int, str, type(None), type})
 NESTED = frozenset({tuple, Settings})
+DEEPEST = 4
 
 
-def _plain(values: Iterable[Any], depth: int = 3) -> bool:
+def _plain(values: Sequence[Any]) -> bool:
     """Whether there are only such values; the deepest are settings' pairs of padding."""
-    for value in values:
-        kind = type(value)
-        if kind not in ATOMS and not (kind in NESTED and depth and _plain(value, depth - 1)):
+    for _ in range(DEEPEST):
+        kinds = set(map(type, values))
+        if kinds <= ATOMS:
+            return True
+        if not kinds <= ATOMS | NESTED:
             return False
-    return True
+        values = [one for value in values if type(value) in NESTED for one in value]
+    return False
 
 
 @remembered

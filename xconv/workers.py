@@ -14,13 +14,18 @@ import contextlib
 import itertools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import threadpoolctl
 
 from .namespace import quiet
+
+AWAKE = 0.001  # seconds that a worker waits for another one before it sleeps
+_pause = getattr(os, "sched_yield", partial(time.sleep, 0))  # lets other threads have Python's lock
 
 Jobs = SimpleQueue[Callable[[], None]]
 Task = TypeVar("Task")
@@ -42,8 +47,9 @@ class _Library:
         self.per_thread = layer == "openmp"
         if controller.internal_api == "openblas" and not self.per_thread:
             for prefix, suffix in itertools.product(("", "scipy_"), ("", "64_", "_64")):
-                name = f"{prefix}openblas_set_num_threads{suffix}"
-                self.set = getattr(controller.dynlib, name, self.set)
+                name = f"{prefix}openblas_%s_num_threads{suffix}"
+                self.get = getattr(controller.dynlib, name % "get", self.get)
+                self.set = getattr(controller.dynlib, name % "set", self.set)
 
 
 class _Blas:
@@ -77,7 +83,7 @@ class _Blas:
         What all threads share is set at the first call that runs. It is written down before: an
         interrupt may come anywhere, and the thread's next call then restores it.
         """
-        own = _hold(self.own)
+        own = _hold(self.own) if self.own else []
         with self.lock:
             if not self.inside:
                 self.before = _counts(self.shared)
@@ -216,6 +222,14 @@ def run(
         del failure
 
 
+def _soon(told: SimpleQueue[None]) -> None:
+    """Wait for what will be told soon, at first awake: to wake up takes some 40 microseconds."""
+    end = time.perf_counter() + AWAKE
+    while told.empty() and time.perf_counter() < end:
+        _pause()
+    told.get()
+
+
 class _Crew:
     """The workers of one call: the next task, and whose turn it is to finish.
 
@@ -263,7 +277,7 @@ class _Crew:
                 if not self.helping:
                     self.tasks, self.work, self.finish = iter(()), None, None
                     return
-            self.left.get()
+            _soon(self.left)
 
     def toil(self) -> None:
         """Take tasks until none is left."""
@@ -291,4 +305,4 @@ class _Crew:
             if self.stopped or self.done == number:
                 return
             self.waiting[number] = told
-        told.get()
+        _soon(told)
