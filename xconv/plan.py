@@ -28,8 +28,8 @@ SHORTEST_SUM = 2**16
 # the longer the more threads there are. Where a block is many short calls it is to be twice as
 # long. Products shorter than POSITIONS or CHANNELS would be slow.
 TASKS = 4
-GRAIN = 20_000_000  # operations of one of two blocks; a number moved counts as
-MOVED = 10
+GRAIN = 22_000_000  # operations that are worth two blocks, and 16 times as many four;
+MOVED = 10  # a number moved counts as so many
 FEW = 32  # output channels below which operations take twice as long
 POINTER = 8  # bytes
 SMALL = 4  # an operation of a product of a few rows
@@ -171,7 +171,7 @@ def _fed(
     for axis, least in enumerate(smallest):
         while current[axis] >= 2 * max(least, 1):
             tasks = count(whole, current)
-            if tasks >= wanted or work < 2 * tasks**2 * grain:
+            if tasks >= wanted or work < tasks**4 * grain:
                 return tuple(current)
             current[axis] = -(-current[axis] // 2)
     return tuple(current)
