@@ -228,10 +228,7 @@ def _axes(whole: Ints, sizes: Ints) -> list[range]:
 
 def _kept(make: Callable[[bool], Iterator[T]], many: int) -> Callable[[], Iterable[T]]:
     """Return a function that gives all of them: the same ones each time where they are few."""
-    if many > FEW:
-        return lambda: make(False)
-    kept = tuple(make(True))
-    return lambda: kept
+    return partial(make, False) if many > FEW else partial(iter, tuple(make(True)))
 
 
 def _part(

@@ -24,8 +24,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
+from operator import itemgetter
 
 from .geometry import SPATIAL, Ints, Window
 from .namespace import (
@@ -100,15 +102,12 @@ def _joined(xp: Namespace, y: Array, sizes: Ints, window: Window, out: Array | N
     y = xp.reshape(y, (G, *m[:-1], n[-1], -1, *tiles, k))
     y = xp.permute_dims(y, (*range(r), *range(r + 1, y.ndim), r))
     last = xp.matrix_transpose(_matrix(xp, "outputs", window.W, -1, y))
-    # where (G, k, N, tiles and m of each axis) are in (G, *m[:-1], N, *tiles, k, m[-1])
-    pairs = (i for a in range(r - 1) for i in (r + 1 + a, 1 + a))
-    order = (0, 2 * r + 1, r, *pairs, 2 * r, 2 * r + 2)
-    shape = (G, k, y.shape[r], *covered)
+    order, shape = _tiles_order(r), (G, k, y.shape[r], *covered)
     if not in_place(xp):
         return xp.reshape(xp.permute_dims(xp.matmul(y, last), order), shape)
     if out is None or out.strides[-1] != out.itemsize:  # BLAS would not write to it
         out = scratch(xp, shape, y.dtype)
-    pairs = (size for pair in zip(tiles, m, strict=True) for size in pair)
+    pairs = itertools.chain.from_iterable(zip(tiles, m, strict=True))
     split = xp.reshape(out, (*shape[:SPATIAL], *pairs))  # to split axes is a view
     # (.., k, n) @ (n, m) -> (.., k, m)
     xp.matmul(y, last, out=xp.permute_dims(split, _back(order)))
@@ -151,7 +150,7 @@ def grad_weight(
 def _transformed(xp: Namespace, a: Array, window: Window, sizes: Ints, which: str) -> Array:
     """Return the transforms of tiles of these sizes: (G, c, N, *L) -> (G, points, N*tiles, c)."""
     m, tiles, channels = _outputs(window.W), _tiles(window), a.shape[1]
-    cells = tuple((t - 1) * step + n for t, step, n in zip(tiles, m, sizes, strict=True))
+    cells = _covered(window, sizes)
     a = _channels_last(xp, a, window, cells)
     a = xp.reshape(a, (*a.shape[:2], -1))
     for axis, size in enumerate(sizes):
@@ -169,10 +168,7 @@ def _transformed(xp: Namespace, a: Array, window: Window, sizes: Ints, which: st
 
 def _channels_last(xp: Namespace, a: Array, window: Window, sizes: Ints) -> Array:
     """Return a block as (G, phases*N, *sizes, c) in memory, with zeros where tiles reach beyond."""
-    every = slice(None)
-    firsts = itertools.product(*map(range, phases(window)))
-    cells = [tuple(map(slice, first, (None,) * len(first), window.dilation)) for first in firsts]
-    parts = [a[(every, every, every, *some)] for some in cells]
+    parts = [a] if max(window.dilation) == 1 else [a[cells] for cells in _phase_cells(window)]
     order = (0, *range(2, a.ndim), 1)
     if not in_place(xp):
         for axis, n in enumerate(sizes, SPATIAL):
@@ -198,9 +194,16 @@ def _ordered(xp: Namespace, a: Array, b: Array, order: Ints) -> Array:
     if not in_place(xp):
         return xp.permute_dims(xp.matmul(a, b), order)
     shape = (*b.shape[:-2], a.shape[-2], b.shape[-1])
-    block = scratch(xp, tuple(shape[axis] for axis in order), b.dtype)
+    block = scratch(xp, itemgetter(*order)(shape), b.dtype)
     xp.matmul(a, b, out=xp.permute_dims(block, _back(order)))
     return block
+
+
+@lru_cache(maxsize=64)
+def _tiles_order(r: int) -> Ints:
+    """Return where (G, k, N, tiles and m of each axis) are in (G, *m[:-1], N, *tiles, k, m[-1])."""
+    pairs = (i for a in range(r - 1) for i in (r + 1 + a, 1 + a))
+    return (0, 2 * r + 1, r, *pairs, 2 * r, 2 * r + 2)
 
 
 @lru_cache(maxsize=256)
@@ -226,6 +229,20 @@ def _points(W: Ints) -> Ints:
 def phases(window: Window) -> Ints:
     """Return how many phases each axis has."""
     return tuple(map(min, window.dilation, window.O))
+
+
+def _phase_cells(window: Window) -> Iterator[tuple[slice, ...]]:
+    """Yield the index of each phase's cells in a block (G, c, N, *L)."""
+    for first in itertools.product(*map(range, phases(window))):
+        cells = map(slice, first, (None,) * len(first), window.dilation)
+        yield (slice(None),) * SPATIAL + tuple(cells)
+
+
+@lru_cache(maxsize=256)
+def _covered(window: Window, sizes: Ints) -> Ints:
+    """Return how many cells of a phase tiles of these sizes cover along each axis."""
+    axes = zip(_tiles(window), _outputs(window.W), sizes, strict=True)
+    return tuple((tiles - 1) * m + size for tiles, m, size in axes)
 
 
 @lru_cache(maxsize=256)
@@ -316,11 +333,10 @@ def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
 
 def _steps(samples: int, window: Window, sizes: Ints) -> int:
     """Count the numbers of a channel's data with whole tiles, and with each axis transformed."""
-    m, tiles = _outputs(window.W), _tiles(window)
-    cells = [(t - 1) * step + size for t, step, size in zip(tiles, m, sizes, strict=True)]
-    points = [t * n for t, n in zip(tiles, _points(window.W), strict=True)]
+    cells = _covered(window, sizes)
+    points = [t * n for t, n in zip(_tiles(window), _points(window.W), strict=True)]
     samples *= math.prod(phases(window))
-    return samples * sum(math.prod((*points[:a], *cells[a:])) for a in range(len(m) + 1))
+    return samples * sum(math.prod((*points[:a], *cells[a:])) for a in range(len(cells) + 1))
 
 
 def prepared(G: int, window: Window, c: int, k: int) -> int:

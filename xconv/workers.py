@@ -94,7 +94,8 @@ class _Blas:
 
     def leave(self, before: list[int]) -> None:
         """Restore the thread's own count, and at the last call's end what all threads share."""
-        _set(self.own, before)
+        if self.own:
+            _set(self.own, before)
         with self.lock:
             if self.inside == {threading.get_ident()}:
                 _set(self.shared, self.before)
@@ -102,13 +103,18 @@ class _Blas:
 
     def hire(self, count: int, job: Callable[[], None]) -> None:
         """Have the job done by up to `count` of the kept threads as well, when they are free."""
+        if self.threads < count:
+            self._recruit(count)
+        for _ in range(min(count, self.threads)):
+            self.jobs.put(job)
+
+    def _recruit(self, count: int) -> None:
+        """Start threads until there are so many."""
         with self.lock, contextlib.suppress(RuntimeError):  # no new threads: Python shuts down
             while self.threads < count:
                 # a daemon, as an interrupt may come while it starts: then nobody would end it
                 threading.Thread(target=_serve, args=(self.jobs, self.own), daemon=True).start()
                 self.threads += 1
-        for _ in range(min(count, self.threads)):
-            self.jobs.put(job)
 
 
 def _serve(jobs: Jobs, own: list[_Library]) -> None:
