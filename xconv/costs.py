@@ -21,7 +21,8 @@ from .plan import Boxes, Limits, count
 FLOP = 1 / 90  # of a large product
 ROW = 0.1  # a number of the columns, in a product with few rows
 COPY = 0.3  # a number copied in runs, as into columns
-ADD = 0.5  # a number added to where a tap belongs
+ADD = 0.7  # a number added to where a tap belongs
+APART = 2  # times as much where cells of a tap lie a stride apart
 LONE = 3  # times as much where groups of one channel share no product
 DOT = 0.08  # a number of a long scalar product
 RUN = 5.0  # a run of numbers that is copied, as a row of an image
@@ -35,7 +36,7 @@ POINT = 1.0  # a weight transformed for Winograd, per point, once for all blocks
 SPILL = 2**24  # bytes of these beyond which they take twice as long: the caches are full
 WAVE = 0.33  # a number in a Fourier transform, per level
 TURN = 4.2  # a number of spectra that are matrices, in the order of products and back
-START = 100_000.0  # before winograd and fft pay at all
+START = 80_000.0  # before winograd and fft pay at all
 
 
 class Rates(NamedTuple):
@@ -208,6 +209,7 @@ def scattered(task: Task, geom: Geometry, size: Ints, cut: Boxes) -> float:
     columns = outputs * geom.C * points
     rates = task.rates
     add = rates.add * (LONE if geom.c == 1 and geom.G > 1 else 1) * task.wide
+    add *= APART if max(geom.stride) > 1 and not on_gpu(task.xp) else 1
     products = edges * (2 * task.flop * outputs * geom.K * geom.c * points + add * columns)
     calls = points * cut.blocks(geom, size)
     return products + task.rows(columns, geom.k) + rates.call * calls
