@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from . import bands, depthwise, diagonals, fft, lines, pointwise, winograd
+from . import bands, depthwise, diagonals, fft, lines, pointwise, windows, winograd
 from .geometry import Geometry, Ints, Window, Work, slab
 from .methods import Algorithm
 from .namespace import COMPLEX, Namespace, itemsize, on_gpu
@@ -21,17 +21,18 @@ from .plan import Boxes, Limits, count
 FLOP = 1 / 90  # of a large product
 ROW = 0.1  # a number of the columns, in a product with few rows
 COPY = 0.3  # a number copied in runs, as into columns
-ADD = 0.7  # a number added to where a tap belongs
-APART = 2  # times as much where cells of a tap lie a stride apart
+ADD = 1.0  # a number added to where a tap belongs
+APART = 1.5  # times as much where cells of a tap lie a stride apart
 LONE = 3  # times as much where groups of one channel share no product
 DOT = 0.08  # a number of a long scalar product
 RUN = 5.0  # a run of numbers that is copied, as a row of an image
 PACK = 0.25  # a number of a matrix that BLAS rearranges for each of a batch
+CACHED = 2**18  # columns of one product, from which on that takes time beyond its operations
 PRODUCT = 40.0  # a product that is one of a batch
 SHORT = 0.75  # an operation of such a product, against a large one
 CALL = 5000.0  # one call of NumPy, on a small array
 WEIGHT = 3.0  # a weight rearranged, once for all blocks
-TILE = 2.5  # a number of a Winograd tile, transformed forth and back
+TILE = 0.9  # a number of a Winograd tile at its points, transformed forth; back takes twice as long
 POINT = 1.0  # a weight transformed for Winograd, per point, once for all blocks
 SPILL = 2**24  # bytes of these beyond which they take twice as long: the caches are full
 WAVE = 0.33  # a number in a Fourier transform, per level
@@ -46,14 +47,15 @@ class Rates(NamedTuple):
     run: float
     add: float
     row: float
+    pack: float
     call: float
     begin: float
 
 
 # On an NVIDIA H200 (CuPy 14.2, float32) an operation takes a 500th of FLOP; these are 500 times
 # what was measured there, so that FLOP serves both.
-ON_CPU = Rates(COPY, RUN, ADD, ROW, CALL, 0.0)
-ON_GPU = Rates(copy=3.0, run=0.0, add=9.0, row=0.0, call=4e6, begin=1.6e7)
+ON_CPU = Rates(COPY, RUN, ADD, ROW, PACK, CALL, 0.0)
+ON_GPU = Rates(copy=3.0, run=0.0, add=9.0, row=0.0, pack=0.0, call=4e6, begin=1.6e7)
 
 
 class Task(NamedTuple):
@@ -121,16 +123,19 @@ def estimate(
         copied *= rows / (geom.O[0] * geom.W[0])
         more += _lines(task, geom, weights)
     more += copied * (copy * task.wide + run / geom.O[-1])
+    together = math.prod(block if algorithm is windows else block[2:])
+    if not weights and together * geom.c * points > CACHED:
+        more += task.rates.pack * task.wide * columns
     return products + task.rows(columns, geom.k) + more
 
 
 def _winograd(task: Task, geom: Geometry, o: Ints) -> float:
     window, blocks = Window(o, geom.W, geom.stride, geom.dilation), count(geom.O, o)
-    inputs, own, tiles = winograd.sizes(window)
+    inputs, tiles = winograd.sizes(window)
     tiles *= geom.N * blocks
     sums = geom.K * geom.c
     products = 2 * task.flop * inputs * sums * tiles
-    transforms = TILE * task.wide * (inputs * geom.C + own * geom.K) * tiles
+    transforms = TILE * task.wide * inputs * (geom.C + 2 * geom.K) * tiles
     spills = task.itemsize * inputs * sums > SPILL
     weight = POINT * task.wide * inputs * sums * (1 + spills)
     phases = CALL * math.prod(winograd.phases(window)) * blocks

@@ -344,7 +344,6 @@ def prepared(G: int, window: Window, c: int, k: int) -> int:
     return G * math.prod(_points(window.W)) * (c * k + most_apart(c * k))
 
 
-def sizes(window: Window) -> tuple[int, int, int]:
-    """Return the points of a tile, its outputs, and how many tiles a sample has."""
-    tiles = math.prod(_tiles(window)) * math.prod(phases(window))
-    return math.prod(_points(window.W)), math.prod(_outputs(window.W)), tiles
+def sizes(window: Window) -> tuple[int, int]:
+    """Return the points of a tile, and how many tiles a sample has."""
+    return math.prod(_points(window.W)), math.prod(_tiles(window)) * math.prod(phases(window))
