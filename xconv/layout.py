@@ -124,7 +124,7 @@ def grouped_weights(xp: Namespace, w: Array, axes: Axes, G: int, lead: int = 0) 
     if order is not None:
         w = xp.permute_dims(w, order)
     if G == 1:
-        return w[(*(slice(None),) * lead, None)]
+        return w[(*(slice(None),) * lead, None, ...)]
     return xp.reshape(w, (*w.shape[:lead], G, w.shape[lead] // G, *w.shape[lead + 1 :]))
 
 
