@@ -28,7 +28,7 @@ from .namespace import (
     scratch,
 )
 from .padding import Index, Reading
-from .plan import Boxes, Limits, Plan, at_once, parts
+from .plan import Boxes, Limits, Plan, at_once, parts, slices
 from .schedule import Block, Forward, Term
 
 Pair = tuple[Array, Array]
@@ -302,10 +302,10 @@ def banded(
         # weights that meet padding alone are left out
         if not finite(block) or (contraction != "grad_weight" and not finite(other)):
             spoiled.append(own)
-        store(setup, there, part_of(bias, (own,)), block)
+        if bias is not None or block is not there:
+            store(setup, there, part_of(bias, (own,)), block)
 
-    groups = [slice(*part) for part in parts(range(0, geom.G, cut.g))]
-    workers.run(groups, work, workers=setup.workers(cut))
+    workers.run(slices(geom.G, cut.g), work, workers=setup.workers(cut))
     for own in spoiled:
         part = geom.part(own.stop - own.start, 1, geom.N, (0,) * geom.rank, geom.O)
         operands = [(pair[0][own], pair[1][own])]
