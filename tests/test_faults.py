@@ -218,9 +218,11 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
+@pytest.mark.parametrize("awake", [0, 60], ids=["asleep", "awake"])
 @pytest.mark.parametrize("ordered", [False, True], ids=["for the end", "for its turn"])
-def test_interrupted_while_waiting(ordered):
+def test_interrupted_while_waiting(ordered, awake, monkeypatch):
     """The caller has done its tasks, and the helper ends its own before the call does."""
+    monkeypatch.setattr(workers, "AWAKE", awake)
     main = threading.main_thread().ident
     both, ended, finished = threading.Barrier(2, timeout=10), [], []
     local = threading.local()

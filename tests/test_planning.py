@@ -1,6 +1,7 @@
 """What blocks must not do: load what no tap reads, outgrow the workspace, lose exactness."""
 
 import itertools
+import pickle
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,6 +30,7 @@ from xconv import (
 from xconv.errors import Refusal
 from xconv.geometry import Window, geometry, options
 from xconv.plan import boxes
+from xconv.validation import Settings, forward_call
 
 
 def ones(*shape, dtype="float32"):
@@ -568,3 +570,44 @@ def test_weights_of_another_dtype_are_counted():
     run = partial(xconv.conv, x, w, padding=1, method="winograd", max_workspace=limit)
     most, result = cold(run)
     assert most - result < limit * 1.02
+
+
+@pytest.mark.parametrize(
+    ("operations", "blocks"),
+    [(plan.GRAIN - 1, 1), (plan.GRAIN, 2), (16 * plan.GRAIN - 1, 2), (16 * plan.GRAIN, 4)],
+)
+def test_more_work_is_cut_into_more_blocks(operations, blocks, monkeypatch):
+    """Calls of NumPy are to be long: threads wait for each other between them."""
+    monkeypatch.setattr(plan, "_operations", lambda geom: operations)
+    monkeypatch.setattr(plan, "MOVED", 0)
+    geom = geometry(1, 256, 256, (640,), (1,), options(1, 1, 0, 1))
+    cut = plan.forward.__wrapped__(geom, pointwise, 4, plan.CPU)
+    assert cut.blocks(geom) == blocks
+
+
+@pytest.mark.parametrize("total", [1, 6, 7])
+def test_slices_of_an_axis(total):
+    cut = list(plan.slices(total, 3))
+    assert [list(range(total)[one]) for one in cut] == [
+        list(range(a, min(a + 3, total))) for a in range(0, total, 3)
+    ]
+    assert cut[-1].stop == total  # some count what a slice holds
+
+
+def test_a_call_is_sent_to_other_processes_with_its_namespace():
+    xp, _ = namespace.accept(x=ones(1))
+    call = forward_call(xp, (1, 2, 8), (3, 2, 3), Settings())
+    assert pickle.loads(pickle.dumps(call)).xp is xp is namespace.NUMPY
+
+
+def test_numpys_namespace_is_numpys_but_for_methods():
+    xp, a = namespace.NUMPY, np.arange(24.0).reshape(2, 3, 4)
+    for found, expected in (
+        (xp.permute_dims(a, (2, 0, 1)), np.permute_dims(a, (2, 0, 1))),
+        (xp.reshape(a, (6, 4)), np.reshape(a, (6, 4))),
+        (xp.matrix_transpose(a), np.matrix_transpose(a)),
+    ):
+        np.testing.assert_array_equal(found, expected)
+        assert np.shares_memory(found, a)
+    others = {"permute_dims", "reshape", "matrix_transpose"}
+    assert all(getattr(xp, name) is getattr(np, name) for name in set(np.__all__) - others)
