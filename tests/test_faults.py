@@ -16,6 +16,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -88,12 +89,16 @@ class Memory:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.last: float = np.inf
         self.taken = itertools.count(1)
+        self.asked: set[str] = set()
         for name in ("empty", "zeros", "ascontiguousarray"):
-            monkeypatch.setattr(np, name, self.limited(getattr(np, name)))
-        monkeypatch.setattr(namespace._Scratch, "begin", self.limited(namespace._Scratch.begin))
+            for xp in (np, namespace.NUMPY):
+                monkeypatch.setattr(xp, name, self.limited(getattr(xp, name), name))
+        begin = self.limited(namespace._Scratch.begin, "begin")
+        monkeypatch.setattr(namespace._Scratch, "begin", begin)
 
-    def limited(self, make):
+    def limited(self, make, name):
         def made(*args, **kwargs):
+            self.asked.add(name)
             if next(self.taken) > self.last:
                 raise MemoryError("that was the last")
             return make(*args, **kwargs)
@@ -102,7 +107,7 @@ class Memory:
 
     def count(self, call) -> int:
         """How many arrays a call takes."""
-        self.last, self.taken = np.inf, itertools.count(1)
+        self.last, self.taken, self.asked = np.inf, itertools.count(1), set()
         call()
         return next(self.taken) - 1
 
@@ -127,7 +132,7 @@ def test_out_of_memory(layer, monkeypatch):
     memory = Memory(monkeypatch)
     for call in contractions(x, w, **options):
         right, count = call(), memory.count(call)
-        assert count > 4
+        assert count > 4 and memory.asked >= {"begin", "empty"}
         for last in sorted({0, 1, count // 3, count * 3 // 4}):
 
             def failing(call=call, last=last):
@@ -244,6 +249,22 @@ def test_interrupted_while_waiting(ordered, awake, monkeypatch):
         workers.run(range(3), work, finish if ordered else None, workers=2)
     (last,) = ended
     assert all(task < last for task in finished)
+    check_idle()
+
+
+@pytest.mark.parametrize("pause", [workers._pause, partial(time.sleep, 0)], ids=["yield", "sleep"])
+def test_who_waits_long_sleeps(pause, monkeypatch):
+    monkeypatch.setattr(workers, "_pause", pause)
+    main, began = threading.get_ident(), threading.Barrier(2, timeout=10)
+
+    def work(_):
+        began.wait()
+        if threading.get_ident() != main:
+            time.sleep(0.2)
+
+    start = time.thread_time()
+    workers.run(range(2), work, workers=2)
+    assert time.thread_time() - start < 0.1
     check_idle()
 
 

@@ -16,18 +16,19 @@ from .namespace import COMPLEX, Namespace, itemsize, on_gpu
 from .plan import Boxes, Limits, count
 
 # Nanoseconds on one core of AMD EPYCs (Zen 3 and Zen 4) with NumPy 2.4's OpenBLAS, float32,
-# November 2026; those of lines, depthwise and bands, and TILE, were measured on an Intel Xeon.
-# Fitted to the suite of `xconv.bench`. What counts is their ratios.
+# November 2026; those of lines and depthwise but SHORT were measured on an Intel Xeon. Fitted
+# to the suite of `xconv.bench`. What counts is their ratios.
 FLOP = 1 / 90  # of a large product
 ROW = 0.1  # a number of the columns, in a product with few rows
 COPY = 0.3  # a number copied in runs, as into columns
-ADD = 1.0  # a number added to where a tap belongs
-APART = 1.5  # times as much where cells of a tap lie a stride apart
+ADD = 0.5  # a number added to others, or put where it belongs
+SCATTER = 1.0  # a number of the columns of `scatter`, written and added to where its tap belongs
+STRIDED = 1.5  # times as much where cells of a tap lie a stride apart
 LONE = 3  # times as much where groups of one channel share no product
 DOT = 0.08  # a number of a long scalar product
 RUN = 5.0  # a run of numbers that is copied, as a row of an image
-PACK = 0.25  # a number of a matrix that BLAS rearranges for each of a batch
-CACHED = 2**18  # columns of one product, from which on that takes time beyond its operations
+PACK = 0.25  # a number of a matrix that BLAS rearranges, for each of a batch or beyond its cache:
+CACHED = 2**18  # numbers of the columns of one product
 PRODUCT = 40.0  # a product that is one of a batch
 SHORT = 0.83  # an operation of such a product, against a large one
 CALL = 5000.0  # one call of NumPy, on a small array
@@ -45,7 +46,8 @@ class Rates(NamedTuple):
 
     copy: float
     run: float
-    add: float
+    scatter: float
+    strided: float
     row: float
     pack: float
     call: float
@@ -54,8 +56,10 @@ class Rates(NamedTuple):
 
 # On an NVIDIA H200 (CuPy 14.2, float32) an operation takes a 500th of FLOP; these are 500 times
 # what was measured there, so that FLOP serves both.
-ON_CPU = Rates(COPY, RUN, ADD, ROW, PACK, CALL, 0.0)
-ON_GPU = Rates(copy=3.0, run=0.0, add=9.0, row=0.0, pack=0.0, call=4e6, begin=1.6e7)
+ON_CPU = Rates(COPY, RUN, SCATTER, STRIDED, ROW, PACK, CALL, 0.0)
+ON_GPU = Rates(
+    copy=3.0, run=0.0, scatter=9.0, strided=1.0, row=0.0, pack=0.0, call=4e6, begin=1.6e7
+)
 
 
 class Task(NamedTuple):
@@ -105,7 +109,7 @@ def estimate(
     weight gradient and not a forward one.
     """
     if algorithm is winograd:
-        return _winograd(task, geom, block[1:])
+        return _winograd(task, geom, block[1:], weights)
     if algorithm is fft:
         return _fft(task, geom, block, weights)
     if algorithm is depthwise:
@@ -123,19 +127,30 @@ def estimate(
         copied *= rows / (geom.O[0] * geom.W[0])
         more += _lines(task, geom, weights)
     more += copied * (copy * task.wide + run / geom.O[-1])
-    together = math.prod(block if algorithm is windows else block[2:])
-    if not weights and together * geom.c * points > CACHED:
+    if not weights and _together(algorithm, geom, block) > CACHED:
         more += task.rates.pack * task.wide * columns
     return products + task.rows(columns, geom.k) + more
 
 
-def _winograd(task: Task, geom: Geometry, o: Ints) -> float:
+def _together(algorithm: Algorithm, geom: Geometry, block: Ints) -> int:
+    """Count the numbers of the columns of one product of a block of samples and outputs."""
+    if algorithm not in (windows, lines):
+        return 0
+    samples, rows, *row = block
+    if algorithm is windows:
+        positions = samples * rows * math.prod(row)
+    else:
+        positions = math.prod(row) * (samples if math.prod(row) < lines.SHORT else 1)
+    return positions * geom.c * math.prod(geom.W)
+
+
+def _winograd(task: Task, geom: Geometry, o: Ints, weights: bool) -> float:
     window, blocks = Window(o, geom.W, geom.stride, geom.dilation), count(geom.O, o)
     inputs, tiles = winograd.sizes(window)
     tiles *= geom.N * blocks
     sums = geom.K * geom.c
     products = 2 * task.flop * inputs * sums * tiles
-    transforms = TILE * task.wide * inputs * (geom.C + 2 * geom.K) * tiles
+    transforms = TILE * task.wide * inputs * (geom.C + geom.K * (1 if weights else 2)) * tiles
     spills = task.itemsize * inputs * sums > SPILL
     weight = POINT * task.wide * inputs * sums * (1 + spills)
     phases = CALL * math.prod(winograd.phases(window)) * blocks
@@ -213,8 +228,8 @@ def scattered(task: Task, geom: Geometry, size: Ints, cut: Boxes) -> float:
     )
     columns = outputs * geom.C * points
     rates = task.rates
-    add = rates.add * (LONE if geom.c == 1 and geom.G > 1 else 1) * task.wide
-    add *= APART if max(geom.stride) > 1 and not on_gpu(task.xp) else 1
+    add = rates.scatter * (LONE if geom.c == 1 and geom.G > 1 else 1) * task.wide
+    add *= rates.strided if max(geom.stride) > 1 else 1
     products = edges * (2 * task.flop * outputs * geom.K * geom.c * points + add * columns)
     calls = points * cut.blocks(geom, size)
     return products + task.rows(columns, geom.k) + rates.call * calls

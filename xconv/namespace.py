@@ -14,7 +14,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Collection
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import attrgetter, mul
 from typing import Any
 
@@ -32,13 +32,15 @@ COMPLEX = ("complex64", "complex128")
 INTEGER = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 DTYPES = frozenset(REAL + COMPLEX + INTEGER)
 
-# NumPy itself, a namespace of the standard, but for functions that only call a method of the array:
-# these are the methods, as what Python does around them takes longer than they do.
+# NumPy, a namespace of the standard, but for functions that only call a method of the array: these
+# are the methods, as what Python does around them takes longer than they do. They take arrays, and
+# all else by position. It is a copy: who replaces a function of NumPy's replaces it here, too.
 NUMPY: Namespace = types.ModuleType(np.__name__)
 NUMPY.__dict__.update(vars(np))
 NUMPY.permute_dims = np.ndarray.transpose
 NUMPY.reshape = np.ndarray.reshape
 NUMPY.matrix_transpose = attrgetter("mT")
+NUMPY.fft = np.fft  # which it imports when it is asked for
 
 _einsum = inspect.unwrap(np.einsum)  # without looking for what overrides it
 
@@ -214,10 +216,14 @@ def zeros(xp: Namespace, shape: tuple[int, ...], like: Array, dtype: Any = None)
     return xp.zeros_like(like, dtype=dtype, shape=shape, chunks=chunks)
 
 
+# Silences NumPy's warnings: NaN, infinity and rounding are results like any other.
+quiet = partial(np.errstate, all="ignore")
+
+
 def current(a: Array) -> contextlib.AbstractContextManager[Any]:
     """Make the array's device the current one, as CuPy needs; quiet NumPy's float warnings."""
     if isinstance(a, np.ndarray):
-        return np.errstate(all="ignore")  # `quiet`
+        return quiet()
     if array_api_compat.is_cupy_array(a):
         context: contextlib.AbstractContextManager[Any] = a.device
         return context
@@ -239,11 +245,6 @@ def allows_tf32() -> bool:
     """Whether CuPy may round float32 to 19 bits in products: CUPY_TF32, or its compute type."""
     core = sys.modules["cupy"]._core
     return bool(core.get_compute_type("float32") == core._routines_linalg.COMPUTE_TYPE_TF32)
-
-
-def quiet() -> contextlib.AbstractContextManager[Any]:
-    """Silence NumPy's warnings: NaN, infinity and rounding are results like any other."""
-    return np.errstate(all="ignore")
 
 
 class small_buffers(np.errstate):
