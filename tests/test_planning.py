@@ -574,7 +574,7 @@ def test_weights_of_another_dtype_are_counted():
 
 @pytest.mark.parametrize(
     ("operations", "blocks"),
-    [(plan.GRAIN - 1, 1), (plan.GRAIN, 2), (16 * plan.GRAIN - 1, 2), (16 * plan.GRAIN, 4)],
+    [(plan.GRAIN - 1, 1), (plan.GRAIN, 2), (8 * plan.GRAIN - 1, 2), (8 * plan.GRAIN, 4)],
 )
 def test_more_work_is_cut_into_more_blocks(operations, blocks, monkeypatch):
     """Calls of NumPy are to be long: threads wait for each other between them."""

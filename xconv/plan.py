@@ -24,12 +24,14 @@ Range = tuple[int, int]
 # into parts below this many terms.
 SHORTEST_SUM = 2**16
 
-# A contraction is cut into this many blocks, so that cores find work, if each of them is then
-# still enough of it: NumPy's calls must be long, as threads wait for each other between them, and
-# the longer the more threads there are. Where a block is many short calls it is to be twice as
-# long. Products shorter than POSITIONS or CHANNELS would be slow.
+# A contraction is cut into this many blocks, so that cores find work, if it is enough of it: NumPy's
+# calls must be long, as threads wait for each other between them, and the longer the more threads
+# there are. Where a block is many short calls there is to be twice as much. Products shorter than
+# POSITIONS or CHANNELS would be slow.
 TASKS = 4
-GRAIN = 22_000_000  # operations that are worth two blocks, and 16 times as many four;
+GRAIN = (
+    28_000_000  # operations from which on there are two blocks, and from 8 times as many on four
+)
 MOVED = 10  # a number moved counts as so many
 FEW = 32  # output channels below which operations take twice as long
 POINTER = 8  # bytes
@@ -170,7 +172,7 @@ def _operations(geom: Geometry) -> int:
 def _fed(
     whole: Ints, shape: Ints, work: int, smallest: Ints, wanted: int, grain: int = GRAIN
 ) -> Ints:
-    """Halve a block, its axes in turn, until there are enough tasks of some work each.
+    """Halve a block, its axes in turn, until there are enough tasks for the work.
 
     An axis is not cut below its entry in `smallest`; the axes that are cut first come first.
     """
@@ -178,7 +180,7 @@ def _fed(
     for axis, least in enumerate(smallest):
         while current[axis] >= 2 * max(least, 1):
             tasks = count(whole, current)
-            if tasks >= wanted or work < tasks**4 * grain:
+            if tasks >= wanted or work < tasks**3 * grain:
                 return tuple(current)
             current[axis] = -(-current[axis] // 2)
     return tuple(current)
