@@ -24,14 +24,12 @@ Range = tuple[int, int]
 # into parts below this many terms.
 SHORTEST_SUM = 2**16
 
-# A contraction is cut into this many blocks, so that cores find work, if it is enough of it: NumPy's
-# calls must be long, as threads wait for each other between them, and the longer the more threads
-# there are. Where a block is many short calls there is to be twice as much. Products shorter than
-# POSITIONS or CHANNELS would be slow.
+# A contraction is cut into this many blocks, so that cores find work, if it is enough for that:
+# NumPy's calls must be long, as threads wait for each other between them, and the longer the more
+# threads there are. Where a block is many short calls there is to be twice as much. Products
+# shorter than POSITIONS or CHANNELS would be slow.
 TASKS = 4
-GRAIN = (
-    28_000_000  # operations from which on there are two blocks, and from 8 times as many on four
-)
+GRAIN = 28_000_000  # operations from which on there are two blocks; from 8 times as many on, four
 MOVED = 10  # a number moved counts as so many
 FEW = 32  # output channels below which operations take twice as long
 POINTER = 8  # bytes
