@@ -587,7 +587,7 @@ def test_more_work_is_cut_into_more_blocks(operations, blocks, monkeypatch):
 
 @pytest.mark.parametrize("total", [1, 6, 7])
 def test_slices_of_an_axis(total):
-    cut = list(plan.slices(total, 3))
+    cut = list(itertools.starmap(slice, plan.parts(range(0, total, 3))))
     assert [list(range(total)[one]) for one in cut] == [
         list(range(a, min(a + 3, total))) for a in range(0, total, 3)
     ]

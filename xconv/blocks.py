@@ -8,10 +8,13 @@ Arrays come in the form of `layout`: x ``(G, c, N, *I)``, w ``(G, k, c, *W)``, g
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import Any
 
 from . import bands, choice, diagonals, padding, schedule, workers
 from .costs import Task
@@ -19,7 +22,6 @@ from .geometry import Geometry, Window
 from .methods import TRAITS, Algorithm
 from .namespace import (
     Array,
-    Namespace,
     begin_block,
     cast,
     dtype_name,
@@ -28,7 +30,7 @@ from .namespace import (
     scratch,
 )
 from .padding import Index, Reading
-from .plan import Boxes, Limits, Plan, at_once, parts, slices
+from .plan import Boxes, Limits, Plan, at_once, parts
 from .schedule import Block, Forward, Term
 
 Pair = tuple[Array, Array]
@@ -39,24 +41,21 @@ BANDED: dict[str, Callable[..., Array]] = {
 }
 
 
-class Setup(NamedTuple):
+@dataclass(frozen=True)
+class Setup:
     """What the contractions have in common during one call.
 
-    The first three are those of the task. ``conjugate`` says which of the two operands is to be
-    conjugated.
+    ``conjugate`` says which of the two operands is to be conjugated. The task's namespace, dtype of
+    products and sums, and limits have names here: each block asks for them many times.
     """
 
-    xp: Namespace
-    compute: str
-    limits: Limits
     task: Task
     conjugate: tuple[bool, bool]
     threads: int
 
-    @staticmethod
-    def of(task: Task, conjugate: tuple[bool, bool], threads: int) -> Setup:
-        """Return that of a call."""
-        return Setup(task.xp, task.compute, task.limits, task, conjugate, threads)
+    xp = property(attrgetter("task.xp"))
+    compute = property(attrgetter("task.compute"))
+    limits = property(attrgetter("task.limits"))
 
     def workers(self, cut: Plan | Boxes) -> int:
         """Return how many threads work at blocks at a time."""
@@ -64,7 +63,7 @@ class Setup(NamedTuple):
 
     def within(self, limits: Limits) -> Setup:
         """Return the same with other limits."""
-        return Setup.of(self.task._replace(limits=limits), self.conjugate, self.threads)
+        return replace(self, task=self.task._replace(limits=limits))
 
     def begin(self) -> None:
         """Begin a block, in which the thread's `scratch` is free again."""
@@ -72,7 +71,7 @@ class Setup(NamedTuple):
 
     def exact(self) -> Setup:
         """Return the same with a method in which a NaN reaches only what reads it."""
-        return self._replace(task=self.task._replace(method="windows"))
+        return replace(self, task=self.task._replace(method="windows"))
 
     def ready(self, a: Array, operand: int) -> Array:
         """Convert an operand to the dtype of the products, and conjugate it where it asks.
@@ -135,8 +134,7 @@ def forward(
         total = _product(setup, plan, pairs, held, block, there if once else None)
         if checked and not finite(total):
             spoiled.append(block.there)
-        if bias is not None or total is not there:
-            store(setup, there, part_of(bias, block.there), total)
+        store(setup, there, part_of(bias, block.there), total)
 
     for one in plan.passes():
         held = []  # the last ones are freed first
@@ -302,10 +300,10 @@ def banded(
         # weights that meet padding alone are left out
         if not finite(block) or (contraction != "grad_weight" and not finite(other)):
             spoiled.append(own)
-        if bias is not None or block is not there:
-            store(setup, there, part_of(bias, (own,)), block)
+        store(setup, there, part_of(bias, (own,)), block)
 
-    workers.run(slices(geom.G, cut.g), work, workers=setup.workers(cut))
+    groups = itertools.starmap(slice, parts(range(0, geom.G, cut.g)))
+    workers.run(groups, work, workers=setup.workers(cut))
     for own in spoiled:
         part = geom.part(own.stop - own.start, 1, geom.N, (0,) * geom.rank, geom.O)
         operands = [(pair[0][own], pair[1][own])]

@@ -291,12 +291,12 @@ class Call:
         task = Task(xp, self.method, *types, self.limits, converted)
         conjugate = conjugate if types.compute in COMPLEX else (False, False)
         if not in_place(xp):
-            return evaluate(Setup.of(task, conjugate, 1))
+            return evaluate(Setup(task, conjugate, 1))
         with current(like):
             if on_gpu(xp) or self.short:
-                return write(Setup.of(task, conjugate, 1))
+                return write(Setup(task, conjugate, 1))
             with workers.available() as threads:
-                return write(Setup.of(task, conjugate, threads))
+                return write(Setup(task, conjugate, threads))
 
     def _in_place(self, name: str, geom: Geometry, setup: Setup, *arguments: Any) -> None:
         """Do a contraction where arrays are written to: whole, by cuDNN, or in blocks."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from . import padding, scatter, schedule, workers
 from .blocks import Pair, Setup, banded, forward, part_of, store
-from .geometry import SPATIAL, Geometry, Ints
+from .geometry import ALL, SPATIAL, Geometry, Ints
 from .namespace import Array, Namespace, dtype_of, finite, mirrored, swapped
-from .padding import ALL, Index
+from .padding import Index
 from .plan import Boxes, check_number, count, parts
 from .schedule import Cells, Sum
 
@@ -62,7 +63,7 @@ def _cells(
         _add_up(setup, plan, pairs, dx, bias)
         return
     others, bias_too = [(w, g) for g, w in pairs], None if bias is None else swapped(setup.xp, bias)
-    turned = setup._replace(conjugate=setup.conjugate[::-1])
+    turned = replace(setup, conjugate=setup.conjugate[::-1])
     _add_up(turned, plan, others, swapped(setup.xp, dx), bias_too)
     if not finite(dx):  # zeros beside the data, which is w, have met all of g
         _cells(setup.exact(), pairs, dx, geom, plan.start, plan.stop, bias)

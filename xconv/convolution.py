@@ -148,8 +148,7 @@ def conv(
     )
     call = forward_call(xp, tuple(x.shape), tuple(w.shape), settings)
     types = call.types(x, w, call.forward_terms)
-    if b is not None:
-        check_bias(xp, b, call.geom.K, types.result)
+    check_bias(xp, b, call.geom.K, types.result)
     return call.forward([(x, w)], b, types, x)
 
 
@@ -236,8 +235,7 @@ def conv_transpose(
         xp, tuple(x.shape), tuple(w.shape), output_padding, output_size, settings
     )
     types = call.types(x, w, call.input_terms)
-    if b is not None:
-        check_bias(xp, b, call.geom.C, types.result)
+    check_bias(xp, b, call.geom.C, types.result)
     return call.grad_input([(x, w)], b, types, x)
 
 

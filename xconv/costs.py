@@ -134,13 +134,13 @@ def estimate(
 
 def _together(algorithm: Algorithm, geom: Geometry, block: Ints) -> int:
     """Count the numbers of the columns of one product of a block of samples and outputs."""
-    if algorithm not in (windows, lines):
-        return 0
-    samples, rows, *row = block
+    samples, o = block[0], block[1:]
     if algorithm is windows:
-        positions = samples * rows * math.prod(row)
+        positions = samples * math.prod(o)
+    elif algorithm is lines:
+        positions = (samples if lines.shares(o) else 1) * math.prod(o[1:])
     else:
-        positions = math.prod(row) * (samples if math.prod(row) < lines.SHORT else 1)
+        positions = 0
     return positions * geom.c * math.prod(geom.W)
 
 
@@ -183,7 +183,7 @@ def _lines(task: Task, geom: Geometry, weights: bool) -> float:
         each = PRODUCT + (0.35 * task.flop * positions + ADD * task.wide) * sums / geom.W[0]
         each += PACK / 4 * task.wide * geom.k * positions
         return geom.G * geom.N * geom.W[0] * each
-    few = math.prod(geom.O[1:]) < lines.SHORT
+    few = lines.shares(geom.O)
     products = geom.G * geom.O[0] * (1 if few else geom.N)
     stored = few * COPY * geom.N * geom.K * positions
     return products * (PRODUCT + PACK * task.wide * sums) + task.wide * stored

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import math
 
-from .geometry import SPATIAL, Ints, Window
+from .geometry import ALL, SPATIAL, Ints, Window
 from .namespace import Array, Namespace, gathered, merged, scratch, strided, windows
 from .products import matmul
 
-ALL = (slice(None),) * SPATIAL
 ROWS = 4  # rows of outputs in a product: more of them multiply more zeros
 PIECE = 2048  # numbers that stay in the first cache for all taps
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from .geometry import SPATIAL, Ints, Window
+from .geometry import ALL, SPATIAL, Ints, Window
 from .namespace import COMPLEX, Array, Namespace, dtype_name, in_place, mirrored, spread
 from .padding import Index
 
@@ -96,7 +96,7 @@ def _behind(before: Ints, apart: Ints, sizes: Ints, steps: Ints) -> Index:
     axes = zip(before, apart, sizes, steps, strict=True)
     firsts = [(d * (n - 1), size, step) for n, d, size, step in axes]
     there = (slice(first, first + step * (size - 1) + 1, step) for first, size, step in firsts)
-    return (*(slice(None),) * SPATIAL, *there)
+    return (*ALL, *there)
 
 
 def _channels_last(xp: Namespace, a: Array) -> Array:

@@ -39,6 +39,7 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
 
 
 SPATIAL = 3  # the first spatial axis of data as it is computed with: (G, c, N, *I)
+ALL = (slice(None),) * SPATIAL  # the index of all axes before it
 
 
 class Window(NamedTuple):
@@ -85,7 +86,7 @@ def axis_taps(window: Window, axis: int) -> list[slice]:
 def taps(window: Window) -> list[tuple[Any, ...]]:
     """Return, for each kernel position in order, what it multiplies of a block (G, c, N, *L)."""
     axes = (axis_taps(window, a) for a in range(len(window.W)))
-    return [(slice(None),) * SPATIAL + point for point in itertools.product(*axes)]
+    return [ALL + point for point in itertools.product(*axes)]
 
 
 class Phase(NamedTuple):
@@ -107,7 +108,7 @@ class Phase(NamedTuple):
 
 def phase_taps(phases: Iterable[Phase]) -> tuple[slice, ...]:
     """Return the index of the weights (G, k, c, *W) of one phase of each axis."""
-    return (slice(None),) * SPATIAL + tuple(slice(p.first, None, p.step) for p in phases)
+    return ALL + tuple(slice(p.first, None, p.step) for p in phases)
 
 
 class Geometry(NamedTuple):

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .errors import Refusal, shown
-from .geometry import Ints
+from .geometry import Ints, along
 from .namespace import Array, Namespace
 
 RULE = (
@@ -124,7 +124,7 @@ def grouped_weights(xp: Namespace, w: Array, axes: Axes, G: int, lead: int = 0) 
     if order is not None:
         w = xp.permute_dims(w, order)
     if G == 1:
-        return w[(*(slice(None),) * lead, None, ...)]
+        return w[along(lead, None)]
     return xp.reshape(w, (*w.shape[:lead], G, w.shape[lead] // G, *w.shape[lead + 1 :]))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from .geometry import SPATIAL, Window
+from .geometry import SPATIAL, Ints, Window
 from .namespace import (
     Array,
     Namespace,
@@ -38,7 +38,7 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
     G, k, height = w.shape
     N, rows, O = x.shape[2], window.O[0], window.O[1:]
     view, taps = _others(xp, x, window), tuple(range(4, 3 + len(window.W)))
-    shared = _shared(window)
+    shared = shares(window.O)
     parts, width = (1, N * math.prod(O)) if shared else (N, math.prod(O))
     if shared:  # (G, L, c, *W', N, *O')
         view = xp.permute_dims(view, (0, 2, 3, *taps, 1, *range(4 + len(taps), view.ndim)))
@@ -100,8 +100,9 @@ def _others(xp: Namespace, x: Array, window: Window) -> Array:
     return xp.permute_dims(view, (0, n, n + 1, 1, *range(2, n), *range(n + 2, view.ndim)))
 
 
-def _shared(window: Window) -> bool:
-    return math.prod(window.O[1:]) < SHORT
+def shares(O: Ints) -> bool:
+    """Whether samples share a product, as rows of outputs are short."""
+    return math.prod(O[1:]) < SHORT
 
 
 def _line(N: int, window: Window, c: int) -> int:

@@ -22,7 +22,7 @@ import array_api_compat
 import numpy as np
 
 from .errors import Refusal, shown
-from .geometry import SPATIAL, Window, along, axis_taps, resized
+from .geometry import ALL, SPATIAL, Window, along, axis_taps, resized
 
 Array = Any
 Namespace = Any
@@ -530,11 +530,11 @@ def spread(xp: Namespace, a: Array, steps: tuple[int, ...]) -> Array:
     if in_place(xp):
         wide = xp.zeros((*a.shape[:SPATIAL], *sizes), dtype=a.dtype)
         there = (slice(None, None, s) for s in steps)
-        wide[(slice(None),) * SPATIAL + tuple(there)] = a
+        wide[ALL + tuple(there)] = a
         return wide
     for axis, s in enumerate(steps, SPATIAL):
         a = spaced(xp, a, axis, s)
-    return a[(slice(None),) * SPATIAL + tuple(map(slice, sizes))]
+    return a[ALL + tuple(map(slice, sizes))]
 
 
 def spaced(xp: Namespace, a: Array, axis: int, step: int) -> Array:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from .geometry import SPATIAL, Geometry, Ints, along, resized
+from .geometry import ALL, SPATIAL, Geometry, Ints, along, resized
 from .namespace import (
     Array,
     Namespace,
@@ -25,7 +25,6 @@ from .namespace import (
     zeros,
 )
 
-ALL = (slice(None),) * SPATIAL
 Index = tuple[Any, ...]
 
 

@@ -6,7 +6,6 @@ channel, output channel). A block is a box of it; the plan gives the box's size.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -115,12 +114,6 @@ def parts(axis: range) -> Iterator[Range]:
     """Cut ``[axis.start, axis.stop)`` into ranges of at most ``axis.step``."""
     for a in axis:
         yield a, min(a + axis.step, axis.stop)
-
-
-def slices(total: int, size: int) -> Iterator[slice]:
-    """Cut an axis into slices of at most `size`."""
-    stops = itertools.chain(range(size, total, size), (total,))
-    return map(slice, range(0, total, size), stops)
 
 
 def boxes(axes: Sequence[range]) -> Iterator[tuple[Range, ...]]:

@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-from .geometry import SPATIAL, Geometry, Ints
+from .geometry import ALL, Geometry, Ints
 from .namespace import Array, Namespace, flattened, gapped, on_gpu, scratch, small_buffers
 from .products import matmul
 
-ALL = (slice(None),) * SPATIAL
 SHORT = 32  # numbers of a row, which take long to add
 LONGER = 4  # times as many are to be in one run, if samples come last
 

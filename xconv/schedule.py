@@ -14,9 +14,9 @@ from typing import NamedTuple, TypeVar
 
 from . import choice, scatter
 from .costs import Task
-from .geometry import Geometry, Ints, Window, phase_taps
+from .geometry import ALL, Geometry, Ints, Window, phase_taps
 from .methods import Algorithm
-from .padding import ALL, Index, Reading, reading
+from .padding import Index, Reading, reading
 from .plan import Boxes, Plan, Range, boxes
 from .scatter import Addition
 

@@ -92,8 +92,10 @@ def rank_of(shape: Ints) -> int:
     return len(shape) - 2
 
 
-def check_bias(xp: Namespace, b: Array, channels: int, result: str) -> None:
+def check_bias(xp: Namespace, b: Array | None, channels: int, result: str) -> None:
     """Refuse a bias that does not fit the channels or would be changed by the result's dtype."""
+    if b is None:
+        return
     if tuple(b.shape) != (channels,):
         raise Refusal(
             f"b of shape ({channels},), one entry per output channel", f"shape {tuple(b.shape)}"

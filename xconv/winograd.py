@@ -29,7 +29,7 @@ from fractions import Fraction
 from functools import lru_cache
 from operator import itemgetter
 
-from .geometry import SPATIAL, Ints, Window
+from .geometry import ALL, SPATIAL, Ints, Window
 from .namespace import (
     Array,
     Namespace,
@@ -125,7 +125,7 @@ def _cut(xp: Namespace, y: Array, window: Window) -> Array:
         split = xp.permute_dims(xp.reshape(y, (G, k, *apart, N, *covered)), order)
         sizes = (p * size for p, size in zip(apart, covered, strict=True))
         y = gathered(xp, split, (G, k, N, *sizes))
-    return y[(slice(None),) * SPATIAL + tuple(map(slice, window.O))]
+    return y[ALL + tuple(map(slice, window.O))]
 
 
 def grad_weight(
@@ -168,7 +168,7 @@ def _transformed(xp: Namespace, a: Array, window: Window, sizes: Ints, which: st
 
 def _channels_last(xp: Namespace, a: Array, window: Window, sizes: Ints) -> Array:
     """Return a block as (G, phases*N, *sizes, c) in memory, with zeros where tiles reach beyond."""
-    parts = [a] if max(window.dilation) == 1 else [a[cells] for cells in _phase_cells(window)]
+    parts = [a[cells] for cells in _phase_cells(window)]
     order = (0, *range(2, a.ndim), 1)
     if not in_place(xp):
         for axis, n in enumerate(sizes, SPATIAL):
@@ -235,7 +235,7 @@ def _phase_cells(window: Window) -> Iterator[tuple[slice, ...]]:
     """Yield the index of each phase's cells in a block (G, c, N, *L)."""
     for first in itertools.product(*map(range, phases(window))):
         cells = map(slice, first, (None,) * len(first), window.dilation)
-        yield (slice(None),) * SPATIAL + tuple(cells)
+        yield ALL + tuple(cells)
 
 
 @lru_cache(maxsize=256)
