@@ -1,8 +1,8 @@
 """The methods that are not exact, the automatic choice, and what `explain` says of it."""
 
 import itertools
-import tracemalloc
 from fractions import Fraction
+from functools import partial
 
 import array_api_compat.numpy as compat
 import array_api_strict as strict
@@ -10,6 +10,7 @@ import bounds
 import numpy as np
 import oracle
 import pytest
+from memory import beyond, cold
 from threadpoolctl import threadpool_limits
 
 import xconv
@@ -150,12 +151,8 @@ def test_named_methods_stay_within_the_workspace(method):
             lambda more: xconv.conv_grad_input(dy, w, x.shape[2:], **more),
             lambda more: xconv.conv_grad_weight(dy, x, w.shape[2:], **more),
         )[i]
-        call(more)
-        tracemalloc.start()
-        result = call(more)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak - result.nbytes <= workspace + 2**16
+        limit = workspace + 2**16
+        assert beyond(partial(call, more), limit) <= limit
 
 
 def begin_block():
@@ -796,24 +793,9 @@ def test_fft_tiles_stay_small_where_the_output_is_large():
 
 def test_cut_sums_stay_within_the_workspace_when_cold():
     """Nothing is kept of earlier calls by a thread that is new."""
-    import threading
-
-    x, w = normal(1, 8, 96, 96), normal(8, 8, 3, 3)
-    peaks = []
-
-    def cold():
-        tracemalloc.reset_peak()
-        before = tracemalloc.get_traced_memory()[0]
-        y = xconv.conv(x, w, dilation=20, method="windows", max_workspace=2**18)
-        peaks.append(tracemalloc.get_traced_memory()[1] - before - y.nbytes)
-
-    tracemalloc.start()
-    for _ in range(2):
-        thread = threading.Thread(target=cold)
-        thread.start()
-        thread.join()
-    tracemalloc.stop()
-    assert peaks[-1] <= 2**18 + 2**16
+    x, w, limit = normal(1, 8, 96, 96), normal(8, 8, 3, 3), 2**18 + 2**16
+    run = partial(xconv.conv, x, w, dilation=20, method="windows", max_workspace=2**18)
+    assert beyond(cold(run), limit) <= limit
 
 
 def test_depthwise_layers_with_taps_far_apart():

@@ -2,7 +2,6 @@
 
 import itertools
 import pickle
-import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -10,6 +9,7 @@ import dask.array
 import numpy as np
 import pytest
 import torch
+from memory import beyond, cold, measured
 from threadpoolctl import threadpool_limits
 
 import xconv
@@ -53,28 +53,6 @@ def loaded(monkeypatch, run):
     return count
 
 
-def peak(run):
-    """Return the peak of memory during a call, and what its results keep."""
-    run()
-    return measured(run)
-
-
-def measured(run):
-    """Return the same of a call that may be the first."""
-    tracemalloc.start()
-    results = run()
-    most = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return most, sum(a.nbytes for a in (results if isinstance(results, tuple) else (results,)))
-
-
-def cold(run):
-    """Return the same of a thread that has kept no memory, after a call on another one."""
-    run()
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(measured, run).result()
-
-
 def in_a_block(run):
     """Return what a block takes, of which nothing is freed before its end, and its result."""
 
@@ -83,13 +61,7 @@ def in_a_block(run):
         return run()
 
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(peak, block).result()
-
-
-def beyond(run):
-    """Return the peak of memory during a call, less what its results keep."""
-    most, results = peak(run)
-    return most - results
+        return pool.submit(measured, block).result()
 
 
 @pytest.mark.parametrize("method", ["windows", "taps", "auto"])
@@ -130,7 +102,8 @@ def test_double_backward_stays_within_the_workspace(dtype, given):
         a if n in given else None for n, a in zip("xwb", (x, w, ones(32, dtype=dtype)), strict=True)
     ]
     run = partial(xconv.conv_double_backward, *second, dy, x, w, max_workspace=workspace)
-    assert beyond(run) <= workspace + 2**16
+    limit = workspace + 2**16
+    assert beyond(run, limit) <= limit
 
 
 @pytest.mark.parametrize(
@@ -160,15 +133,15 @@ def test_copies_of_operands_stay_within_the_workspace(
         "input": partial(xconv.conv_grad_input, dy, w, x.shape[2:], **options),
         "weight": partial(xconv.conv_grad_weight, dy, x, w.shape[2:], **options),
     }
-    most, result = cold(run[contraction])
-    assert most - result <= 2**20 + 2**17  # of Python's objects
+    limit = 2**20 + 2**17  # of Python's objects
+    assert beyond(cold(run[contraction]), limit) <= limit
 
 
 def test_a_tiny_workspace_keeps_no_list_of_blocks():
     x, w = ones(8, 8, 48, 48), ones(8, 8, 3, 3)
     run = partial(xconv.conv, x, w, max_workspace=2**14)
-    beyond(run)  # which fills the caches of plain numbers
-    assert beyond(run) <= 2**14 + 2**16
+    limit = 2**14 + 2**16
+    assert beyond(run, limit) <= limit
 
 
 def test_parts_of_an_axis_are_not_listed():
@@ -414,8 +387,8 @@ def test_an_input_gradient_that_fits_neither_way():
 def test_weights_of_two_passes_are_not_held_at_once():
     x, w = ones(1, 256, 16, 16, dtype="float64"), ones(256, 256, 3, 3, dtype="float64")
     limit = 9 * 2**20
-    most, result = cold(lambda: xconv.conv(x, w, padding=1, method="winograd", max_workspace=limit))
-    assert most - result < limit * 1.02
+    run = partial(xconv.conv, x, w, padding=1, method="winograd", max_workspace=limit)
+    assert beyond(cold(run), limit * 1.02) < limit * 1.02
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
@@ -425,8 +398,7 @@ def test_conjugated_weights_are_one_copy(layout):
         g, w = np.moveaxis(g, 1, -1).copy(), np.transpose(w, (2, 3, 1, 0)).copy()
     limit = w.nbytes * 105 // 100
     run = partial(xconv.conv_grad_input, g, w, (4, 4), layout=layout, max_workspace=limit)
-    most, result = cold(run)
-    assert most - result < limit * 1.02
+    assert beyond(cold(run), limit * 1.02) < limit * 1.02
 
 
 def test_conjugated_samples_are_one_copy():
@@ -434,8 +406,7 @@ def test_conjugated_samples_are_one_copy():
     options = {"stride": 2, "padding": 2, "dilation": 2, "groups": 8}
     dy, limit = xconv.conv(x, w, **options), 4 * 2**20
     run = partial(xconv.conv_grad_weight, dy, x, (5, 5), **options, max_workspace=limit)
-    most, result = cold(run)
-    assert most - result < limit * 1.02
+    assert beyond(cold(run), limit * 1.02) < limit * 1.02
 
 
 def test_large_numbers_of_16_bits_are_finite():
@@ -545,31 +516,24 @@ def test_small_limits_hold_on_a_thread_that_has_kept_nothing(name):
             return xconv.conv_grad_input(dy, w, x_shape[2:], **options, **more)
         return xconv.conv_grad_weight(dy, x, w_shape[2:], **options, **more)
 
-    def beyond_the_result():
-        tracemalloc.reset_peak()
-        before = tracemalloc.get_traced_memory()[0]
-        result = call(max_workspace=limit)
-        most = tracemalloc.get_traced_memory()[1] - before
+    def kept():
+        call()
         call()
         assert len(namespace._scratch.memory) > 0
         call(max_workspace=limit)
         assert len(namespace._scratch.memory) == 0
-        return most - result.nbytes
 
-    tracemalloc.start()
-    call(max_workspace=limit)  # so that caches of plain numbers are full
-    with ThreadPoolExecutor(1) as pool, threadpool_limits(1):
-        most = pool.submit(beyond_the_result).result()
-    tracemalloc.stop()
-    assert most <= limit + 2**16
+    with threadpool_limits(1):
+        most = limit + 2**16
+        assert beyond(cold(partial(call, max_workspace=limit)), most) <= most
+        cold(kept)()
 
 
 def test_weights_of_another_dtype_are_counted():
     """Converted, they are a copy, and Winograd's another."""
     x, w, limit = ones(4, 64, 56, 56, dtype="float64"), ones(128, 64, 3, 3), 23_592_960
     run = partial(xconv.conv, x, w, padding=1, method="winograd", max_workspace=limit)
-    most, result = cold(run)
-    assert most - result < limit * 1.02
+    assert beyond(cold(run), limit * 1.02) < limit * 1.02
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """What holds for every geometry: Hypothesis draws them, integers keep every comparison exact."""
 
-import tracemalloc
 from dataclasses import replace
 from itertools import product
 from math import prod
@@ -14,6 +13,7 @@ from cases import Case, numbers, order
 from checks import METHODS, Trial
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from memory import beyond
 from strategies import any_case, drawn_cases, dtypes, methods, per_axis
 
 import xconv
@@ -166,20 +166,6 @@ LARGE = {  # name: x, w and options; the matrix of windows is many times the wor
 SLACK = 64 << 10  # Python's own objects
 
 
-def peak(call) -> tuple[int, int]:
-    """The most bytes beyond the start that a call held, and the bytes of its results."""
-    tracemalloc.start()
-    try:
-        call()  # whatever is made once, and what takes its place in full caches
-        before = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
-        result = call()
-        most = tracemalloc.get_traced_memory()[1] - before
-    finally:
-        tracemalloc.stop()
-    return most, sum(a.nbytes for a in (result if isinstance(result, tuple) else (result,)))
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16", "complex128", "int8"])
 @pytest.mark.parametrize("method", EXACT, ids=lambda method: method.name)
 @pytest.mark.parametrize("name", LARGE)
@@ -201,12 +187,9 @@ def test_memory_stays_within_the_workspace(name, method, dtype):
     outputs = dy.size // w_shape[-1 if last else 0]
     columns = x.size // (x_shape[0] * prod(size)) * prod(kernel) * outputs
     assert columns * x.itemsize > 2 * options["max_workspace"]
-    over = {}
-    for call, run in calls.items():
-        most, results = peak(run)
-        if most > results + options["max_workspace"] + SLACK:
-            over[call] = f"{most - results} bytes beyond its results"
-    assert not over, over
+    limit = options["max_workspace"] + SLACK
+    held = {name: beyond(call, limit) for name, call in calls.items()}
+    assert max(held.values()) <= limit, held
 
 
 SMALL = {
