@@ -26,6 +26,14 @@ LEAST = 7  # results of a product, or it takes several rows
 TALL = 4  # times its width: a matrix that BLAS reads faster the other way
 
 
+class Product(NamedTuple):
+    """One product of each of a batch of matrices, whose first axis are groups, and its place."""
+
+    one: Array
+    other: Array
+    there: Array
+
+
 class Band(NamedTuple):
     """How results are made of an operand, in blocks of `rows` along their first axis.
 
@@ -84,68 +92,61 @@ def band(geom: Geometry, backwards: bool) -> Band:
     return Band(rows, span, s * rows, -low, span * I, rows * O, geom.I[0], geom.O[0])
 
 
-def forward(xp: Namespace, x: Array, w: Array, geom: Geometry, out: Array | None) -> Array:
-    """dT/dg: x (G, 1, N, *I), w (G, 1, 1, *W) -> (G, 1, N, *O), in `out` if that can be."""
-    return _product(xp, x, w, geom, (*x.shape[:SPATIAL], *geom.O), out, backwards=False)
+def prepare(xp: Namespace, w: Array, geom: Geometry, backwards: bool) -> Array:
+    """Return the band matrices (G, height, width) of the weights (G, 1, 1, *W)."""
+    how, G = band(geom, backwards), w.shape[0]
+    places = constant(xp, _places, (_alone(geom), backwards), w)
+    # (G, W) @ (W, height*width), one call: to copy each tap takes as long, and calls for each
+    matrices = xp.matmul(xp.reshape(w, (G, -1)), places)
+    if how.upright:
+        return xp.reshape(matrices, (G, how.height, how.width))
+    return xp.matrix_transpose(xp.reshape(matrices, (G, how.width, how.height)))
 
 
-def grad_input(xp: Namespace, g: Array, w: Array, geom: Geometry, out: Array | None) -> Array:
-    """dT/dx: g (G, 1, N, *O), w (G, 1, 1, *W) -> (G, 1, N, *I), in `out` if that can be."""
-    return _product(xp, g, w, geom, (*g.shape[:SPATIAL], *geom.I), out, backwards=True)
+def products(
+    xp: Namespace, a: Array, matrices: Array, geom: Geometry, backwards: bool, out: Array
+) -> list[Product] | None:
+    """Return the products that write a contraction to `out`, each of all groups.
 
-
-def _product(
-    xp: Namespace,
-    a: Array,
-    w: Array,
-    geom: Geometry,
-    shape: tuple[int, ...],
-    out: Array | None,
-    backwards: bool,
-) -> Array:
-    """Multiply the samples by the band matrix of each group, block by block."""
-    how = band(geom, backwards)
-    G, _, N = shape[:SPATIAL]
-    matrix = _matrix(xp, w, geom, how, backwards)[:, None]
-    flat = merged(a, SPATIAL)
-    if flat is None or flat.strides[-1] != flat.itemsize:  # as BLAS reads it
-        flat = gathered(xp, a, (G, 1, N, math.prod(a.shape[SPATIAL:])))
-    place = None if out is None else merged(out, SPATIAL)
-    if place is None or place.strides[-1] != place.itemsize:
-        out = scratch(xp, shape, a.dtype)
-        place = xp.reshape(out, (G, 1, N, math.prod(shape[SPATIAL:])))
+    ``a`` is x (G, 1, N, *I), or g (G, 1, N, *O) backwards, where `out` is the input gradient. None:
+    BLAS would not read or write these where they lie.
+    """
+    how, item = band(geom, backwards), a.itemsize
+    lines, places = merged(a, SPATIAL), merged(out, SPATIAL)
+    if lines is None or places is None or not lines.strides[-1] == places.strides[-1] == item:
+        return None
+    G, _, N, _ = lines.shape
+    matrices = matrices[:, None]
     row, wide = how.height // how.span, how.width // how.rows
+    found = []
     for first, last in how.ranges():
         count, start = last - first, how.step * first + how.low
         begin, end = max(-start, 0), min(how.span, how.inputs - start)
+        end = max(begin, end)  # of padding alone nothing is summed
         rows = min(how.rows, how.results - how.rows * first)
-        there = place[:, 0, :, how.rows * first * wide : (how.rows * (last - 1) + rows) * wide]
+        there = places[:, 0, :, how.rows * first * wide : (how.rows * (last - 1) + rows) * wide]
         there = swapped(xp, xp.reshape(there, (G, N, count, rows * wide)))
-        if begin >= end:
-            there[...] = 0
-            continue
         if count == 1:
-            some = flat[:, :, :, (start + begin) * row : (start + end) * row]
+            some = lines[:, :, :, (start + begin) * row : (start + end) * row]
         else:  # rows that one block reads and the next one overlap
             read = Window((count,), (how.height,), (how.step * row,), (1,))
-            some = windows(xp, flat[..., start * row :], read)[:, 0]
+            some = windows(xp, lines[..., start * row :], read)[:, 0]
             some = xp.permute_dims(some, (0, 3, 2, 1))
-        part = matrix[:, :, begin * row : end * row, : rows * wide]
         # (G, count, N, height) @ (G, 1, height, width) -> (G, count, N, width)
-        xp.matmul(some, part, out=there)
+        part = matrices[:, :, begin * row : end * row, : rows * wide]
+        found.append(Product(some, part, there))
+    return found
+
+
+def contract(xp: Namespace, a: Array, matrices: Array, geom: Geometry, backwards: bool) -> Array:
+    """Return the result in `scratch`, of an operand that may lie in memory in any way."""
+    out = scratch(xp, (*a.shape[:SPATIAL], *(geom.I if backwards else geom.O)), a.dtype)
+    found = products(xp, a, matrices, geom, backwards, out)
+    if found is None:
+        found = products(xp, gathered(xp, a, a.shape), matrices, geom, backwards, out)
+    for one, other, there in found or ():
+        xp.matmul(one, other, out=there)
     return out
-
-
-def _matrix(xp: Namespace, w: Array, geom: Geometry, how: Band, backwards: bool) -> Array:
-    """Return the band matrices (G, height, width) of the weights (G, 1, 1, *W)."""
-    G = w.shape[0]
-    places = constant(xp, _places, (_alone(geom), backwards), w)
-    memory = scratch(xp, (G, how.height * how.width), w.dtype)
-    # (G, W) @ (W, height*width), one call: to copy each tap takes as long, and calls for each
-    xp.matmul(xp.reshape(w, (G, -1)), places, out=memory)
-    if how.upright:
-        return xp.reshape(memory, (G, how.height, how.width))
-    return xp.matrix_transpose(xp.reshape(memory, (G, how.width, how.height)))
 
 
 @lru_cache(maxsize=256)
@@ -203,4 +204,4 @@ def work(geom: Geometry, backwards: bool) -> Work:
     calls = 10 + 3 * (how.number - last + first)
     taps = math.prod(geom.W)
     made = size * (1 + taps // 16)  # as long as to copy so many numbers
-    return Work(how.number, 2 * (geom.N + 4) * size, made, size, calls, taps * size)
+    return Work(how.number, 2 * (geom.N + 4) * size, made, size + taps, 0, calls, taps * size)

@@ -16,7 +16,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
-from . import bands, choice, diagonals, padding, schedule, workers
+from . import bands, choice, diagonals, padding, pointwise, schedule, workers
 from .costs import Task
 from .geometry import Geometry, Window
 from .methods import TRAITS, Algorithm
@@ -34,11 +34,6 @@ from .plan import Boxes, Limits, Plan, at_once, parts
 from .schedule import Block, Forward, Term
 
 Pair = tuple[Array, Array]
-BANDED: dict[str, Callable[..., Array]] = {
-    "forward": bands.forward,
-    "grad_input": bands.grad_input,
-    "grad_weight": diagonals.grad_weight,
-}
 
 
 @dataclass(frozen=True)
@@ -128,10 +123,15 @@ def forward(
     once = len(pairs) == plan.terms == 1 and y.dtype == dtype_of(setup.xp, setup.compute)
     checked = choice.spreads(setup.task, plan.algorithm)
     spoiled: list[Index] = []
+    lines = _lines(setup, pairs[0], y) if plan.lines and once else None
 
     def work(block: Block) -> None:
         there = y[block.there]
-        total = _product(setup, plan, pairs, held, block, there if once else None)
+        if lines is not None and block.line is not None:
+            pointwise.multiply(setup.xp, lines, block.line)
+            total = there
+        else:
+            total = _product(setup, plan, pairs, held, block, there if once else None)
         if checked and not finite(total):
             spoiled.append(block.there)
         store(setup, there, part_of(bias, block.there), total)
@@ -146,6 +146,13 @@ def forward(
     held = []
     for there in spoiled:
         _again(setup, pairs, y, plan.geom, bias, mirrored, there)
+
+
+def _lines(setup: Setup, pair: Pair, y: Array) -> pointwise.Lines | None:
+    """Return what `pointwise` multiplies without a copy and without a view for each block."""
+    if setup.conjugate != (False, False) or not pair[0].dtype == pair[1].dtype == y.dtype:
+        return None
+    return pointwise.lines(setup.xp, *pair, y)
 
 
 def _prepared(setup: Setup, plan: Forward, w: Array, part: Index, window: Window) -> Any:
@@ -285,20 +292,24 @@ def banded(
     Some groups come at a time. Those in which a NaN or an infinity may have spread, or been left
     out, are written again by `exactly`, which takes the arguments of `forward`.
     """
-    xp, cut = setup.xp, choice.banded(setup.task, geom, contraction, len(pairs))
+    cut = choice.banded(setup.task, geom, contraction, len(pairs))
     if cut is None:
         return False
-    run, pair = BANDED[contraction], pairs[0]
-    once = result.dtype == dtype_of(xp, setup.compute)
+    operand, other = pairs[0]
     spoiled: list[slice] = []
+    known = True  # that no weight is a NaN: those that meet padding alone are left out
+    if contraction == "grad_weight":
+        contract = _diagonals(setup, operand, other, geom)
+    else:
+        weights = setup.ready(other, 1)
+        known = finite(weights)
+        contract = _bands(setup, operand, weights, result, geom, contraction == "grad_input")
 
     def work(own: slice) -> None:
         setup.begin()
-        operand, other = (setup.loaded(a[own], i) for i, a in enumerate(pair))
         there = result[own]
-        block = run(xp, operand, other, geom, there if once else None)
-        # weights that meet padding alone are left out
-        if not finite(block) or (contraction != "grad_weight" and not finite(other)):
+        block = contract(own, there)
+        if not finite(block) or not (known or finite(weights[own])):
             spoiled.append(own)
         store(setup, there, part_of(bias, (own,)), block)
 
@@ -306,9 +317,42 @@ def banded(
     workers.run(groups, work, workers=setup.workers(cut))
     for own in spoiled:
         part = geom.part(own.stop - own.start, 1, geom.N, (0,) * geom.rank, geom.O)
-        operands = [(pair[0][own], pair[1][own])]
+        operands = [(operand[own], other[own])]
         exactly(setup.exact(), operands, result[own], part, part_of(bias, (own,)))
     return True
+
+
+def _bands(
+    setup: Setup, a: Array, weights: Array, result: Array, geom: Geometry, backwards: bool
+) -> Callable[[slice, Array], Array]:
+    """Return what computes some groups by `bands`, in their part of the result if that can be.
+
+    Threads that are in Python wait for each other: so what they have to do there is done before
+    they start, for all groups at once, but where a block is copied.
+    """
+    xp, dtype = setup.xp, dtype_of(setup.xp, setup.compute)
+    matrices, products = bands.prepare(xp, weights, geom, backwards), None
+    if a.dtype == result.dtype == dtype and not setup.conjugate[0]:
+        products = bands.products(xp, a, matrices, geom, backwards, result)
+
+    def contract(own: slice, there: Array) -> Array:
+        if products is None:
+            return bands.contract(xp, setup.loaded(a[own], 0), matrices[own], geom, backwards)
+        for one, two, place in products:
+            xp.matmul(one[own], two[own], out=place[own])
+        return there
+
+    return contract
+
+
+def _diagonals(setup: Setup, x: Array, g: Array, geom: Geometry) -> Callable[[slice, Array], Array]:
+    """Return what computes the weight gradients of some groups by `diagonals`."""
+
+    def contract(own: slice, _: Array) -> Array:
+        cells, rows = setup.loaded(x[own], 0), setup.loaded(g[own], 1)
+        return diagonals.grad_weight(setup.xp, cells, rows, geom)
+
+    return contract
 
 
 def part_of(bias: Array | None, there: Index) -> Array | None:

@@ -21,7 +21,7 @@ from .padding import Reading, fill, reading
 LARGEST = 2**14  # numbers of the matrix that sums diagonals: it is kept
 
 
-def grad_weight(xp: Namespace, x: Array, g: Array, geom: Geometry, out: Array | None) -> Array:
+def grad_weight(xp: Namespace, x: Array, g: Array, geom: Geometry) -> Array:
     """dT/dw: x (G, 1, N, *I), g (G, 1, N, *O) -> (G, 1, 1, *W)."""
     G, N, I, O, taps = g.shape[0], geom.N, geom.I[-1], geom.O[-1], geom.W[:-1]
     line = _line(geom, G)
@@ -95,4 +95,4 @@ def work(geom: Geometry) -> Work:
     copied = math.prod(line.reading.shape) + geom.N * math.prod(line.grid) * O
     taps = math.prod(geom.W[:-1])
     operations, kept = 2 * (I + 5) * (O + 5) * line.length, copied + taps * I * O
-    return Work(taps, operations, copied, kept, 15, I * O * geom.W[-1])
+    return Work(taps, operations, copied, 0, kept, 15, I * O * geom.W[-1])

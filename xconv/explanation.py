@@ -204,7 +204,7 @@ def _steps(task: Task, call: Call, contraction: str) -> Iterator[Step]:
             _banded(contraction),
             cut.blocks(geom, geom.O),
             cut.block,
-            0,
+            cut.shared,
             _compared(task, geom, contraction),
         )
         return

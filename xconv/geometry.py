@@ -52,15 +52,17 @@ class Window(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What one group takes: products, operations of each, numbers copied, numbers kept at once.
+    """What one group takes: products, operations of each, numbers copied.
 
-    Small matrices are counted as somewhat larger ones, which take as long. ``calls`` are those of
-    NumPy for all groups together, ``shared`` the numbers of a matrix that is for all of them.
+    Small matrices are counted as somewhat larger ones, which take as long. So many numbers are
+    `prepared` before all blocks, and `kept` in one. ``calls`` are those of NumPy for all groups
+    together, ``shared`` the numbers of a matrix that is for all of them.
     """
 
     products: int
     operations: int
     copied: int
+    prepared: int
     kept: int
     calls: int
     shared: int

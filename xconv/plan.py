@@ -325,7 +325,7 @@ def grad_input(geom: Geometry, size: Ints, itemsize: int, limits: Limits) -> Box
 
 @lru_cache(maxsize=256)
 def groups(geom: Geometry, own: Work, itemsize: int, limits: Limits) -> Boxes | None:
-    """Cut a contraction by `bands` or `diagonals`; None: one group would not fit."""
+    """Cut a contraction by `bands` or `diagonals`; None: no group fits beside what is prepared."""
     sizes = geom.N * (math.prod(geom.I) + math.prod(geom.O)) + math.prod(geom.W)
     each = itemsize * (own.kept + 2 * sizes)  # it may have to convert what it reads and writes
     made = (itemsize + POINTER) * own.shared  # of a list first, by each worker
@@ -334,9 +334,8 @@ def groups(geom: Geometry, own: Work, itemsize: int, limits: Limits) -> Boxes | 
     (g,) = _first(halved((geom.G,), (0,)), lambda shape: each * shape[0] <= limits.block)
     operations = geom.G * (SMALL * own.products * own.operations + MOVED * (own.copied + sizes))
     (g,) = _fed((geom.G,), (g,), operations, (1,), limits.tasks, 2 * GRAIN)
-    if made + each * g > limits.workspace:
-        return None
-    return Boxes(g, 1, geom.N, geom.O, 0, made + each * g)
+    shared, block = itemsize * geom.G * own.prepared, made + each * g
+    return None if shared + block > limits.workspace else Boxes(g, 1, geom.N, geom.O, shared, block)
 
 
 @lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ What `windows` and `taps` come to there. Exact on small integers.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from .geometry import SPATIAL, Window, taps
 from .namespace import (
@@ -18,6 +19,7 @@ from .namespace import (
     on_gpu,
     swapped,
 )
+from .padding import Index
 from .products import inner, inner_pieces, matmul
 
 SHORT = 128  # positions of a sample
@@ -26,6 +28,30 @@ SHORT = 128  # positions of a sample
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
     """Return w (G, k, c, *1) as matrices (G, k, c)."""
     return xp.reshape(w, w.shape[:3])
+
+
+class Lines(NamedTuple):
+    """Cells (G, N, c, O), weights (G, 1, k, c) and results (G, N, k, O), positions as one axis."""
+
+    cells: Array
+    weights: Array
+    results: Array
+
+
+def lines(xp: Namespace, x: Array, w: Array, y: Array) -> Lines | None:
+    """View x (G, c, N, *O), w (G, k, c, *1), y (G, k, N, *O) so, or None where that is a copy."""
+    cells, results = merged(swapped(xp, x), SPATIAL), merged(swapped(xp, y), SPATIAL)
+    if cells is None or results is None:
+        return None
+    return Lines(cells, xp.reshape(w, w.shape[:3])[:, None], results)
+
+
+def multiply(xp: Namespace, all_of: Lines, line: Index) -> None:
+    """Write a box of the results: its groups, samples, output channels and positions."""
+    own, samples, k, positions = line
+    cells, weights = all_of.cells[own, samples, :, positions], all_of.weights[own, :, k]
+    # (G, 1, k, c) @ (G, N, c, O) -> (G, N, k, O)
+    xp.matmul(weights, cells, out=all_of.results[line])
 
 
 def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple, TypeVar
 
-from . import choice, scatter
+from . import choice, pointwise, scatter
 from .costs import Task
 from .geometry import ALL, Geometry, Ints, Window, phase_taps
 from .methods import Algorithm
@@ -36,11 +36,13 @@ class Part(NamedTuple):
 class Block(NamedTuple):
     """A box of the result, and the products that add up to it.
 
-    ``prepared`` is its place in the weights that are prepared for it and others.
+    ``prepared`` is its place in the weights that are prepared for it and others, `line` the box
+    (groups, samples, output channels, positions), where positions can be one axis.
     """
 
     there: Index
     prepared: Index
+    line: Index | None
     parts: Callable[[], Iterable[Part]]
 
 
@@ -55,7 +57,8 @@ class Pass(NamedTuple):
 class Forward(NamedTuple):
     """The schedule of a forward contraction, of `geom` once cells that nothing reads are left out.
 
-    ``cells`` are those of x that are read at all, ``terms`` the products of one block.
+    ``cells`` are those of x that are read at all, ``terms`` the products of one block. ``lines``
+    says that x is to be read as y is written, by `pointwise`.
     """
 
     geom: Geometry
@@ -63,6 +66,7 @@ class Forward(NamedTuple):
     cut: Plan
     cells: Index
     terms: int
+    lines: bool
     passes: Callable[[], Iterable[Pass]]
 
 
@@ -92,6 +96,8 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
     sums = _axes((geom.c, *geom.W), (cut.c, *cut.w))
     positions = _axes((geom.N, *geom.O), (cut.n, *cut.o))
     terms = cut.terms(geom)
+    long = geom.N == 1 or math.prod(geom.O) >= pointwise.SHORT
+    lines = chosen is pointwise and geom.I == geom.O and not any(map(any, geom.padding)) and long
 
     def block(held: Sequence[Range], box: tuple[Range, ...]) -> Block:
         own, k, samples, *outputs = box
@@ -101,7 +107,8 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
             for some in boxes(sums):
                 yield _part(geom, own, samples, outputs, some, _slices((own, k, *some)))
 
-        return Block(_slices(box), prepared, _kept(products, terms))
+        line = _line(geom, own, k, samples, outputs) if lines else None
+        return Block(_slices(box), prepared, line, _kept(products, terms))
 
     def passes(keep: bool) -> Iterator[Pass]:
         first = next(boxes(sums))
@@ -111,7 +118,8 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
             largest = _window(geom, [(0, n) for n in cut.o], first[1:])
             yield Pass(_slices((*held, *first)), largest, tuple(blocks) if keep else blocks)
 
-    return Forward(geom, chosen, cut, (*ALL, *cells), terms, _kept(passes, cut.products(geom)))
+    kept = _kept(passes, cut.products(geom))
+    return Forward(geom, chosen, cut, (*ALL, *cells), terms, lines, kept)
 
 
 @lru_cache(maxsize=256)
@@ -229,6 +237,17 @@ def _axes(whole: Ints, sizes: Ints) -> list[range]:
 def _kept(make: Callable[[bool], Iterator[T]], many: int) -> Callable[[], Iterable[T]]:
     """Return a function that gives all of them: the same ones each time where they are few."""
     return partial(make, False) if many > FEW else partial(iter, tuple(make(True)))
+
+
+def _line(
+    geom: Geometry, own: Range, k: Range, samples: Range, outputs: Sequence[Range]
+) -> Index | None:
+    """Return a block whose positions are one range of all positions in a row, or None."""
+    first, *others = outputs
+    if any(b - a < o for (a, b), o in zip(others, geom.O[1:], strict=True)):
+        return None
+    row = math.prod(geom.O[1:])
+    return _slices((own, samples, k, (first[0] * row, first[1] * row)))
 
 
 def _part(
