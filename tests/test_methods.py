@@ -25,6 +25,7 @@ from xconv import (
     pointwise,
     products,
     scatter,
+    schedule,
     taps,
     windows,
     winograd,
@@ -204,31 +205,34 @@ def test_bands_are_exact_on_small_integers(sizes, samples):
     )
     plain = [a[:, 0].swapaxes(0, 1) for a in (x, g)]
     y, dx, dw = contractions(plain[0], w[:, 0], plain[1], method="taps", **more)
-    for run, a, want, backwards in (
-        (bands.forward, x, y, False),
-        (bands.grad_input, g, dx, True),
-    ):
-        shape, work = (5, 1, *want.swapaxes(0, 1).shape[1:]), bands.work(geom, backwards)
-        wide = np.zeros((*shape[:-1], shape[-1] + 1), "float32")
+    for a, want, backwards in ((x, y, False), (g, dx, True)):
+        right, work = want.swapaxes(0, 1)[:, None], bands.work(geom, backwards)
+        how, matrices = bands.band(geom, backwards), bands.prepare(np, w, geom, backwards)
+        assert work.products == how.number
+        assert work.prepared == matrices[0].size + w[0].size
+        assert matrices[0].flags.c_contiguous == (how.height <= bands.TALL * how.width)
+        wide = np.full((*right.shape[:-1], right.shape[-1] + 1), 99, "float32")
         apart = np.zeros((*a.shape[:-1], a.shape[-1] + 1), "float32")[..., :-1]
         apart[...] = a
         for operand in (a, apart):
-            for out in (np.empty(shape, "float32"), wide[..., :-1], None):
-                begin_block()
-                found = run(np, operand, w, geom, out)
-                np.testing.assert_array_equal(found[:, 0].swapaxes(0, 1), want, strict=True)
-                merged = out is not None and namespace.merged(out, 3) is not None
-                assert (found is out) == merged
-                if operand is a and merged:
-                    assert 0 <= taken() - 5 * 4 * work.kept < 2**8
-        assert not wide[..., -1].any()
-        how = bands.band(geom, backwards)
-        assert work.products == how.number
-        matrix = bands._matrix(np, w, geom, how, backwards)
-        assert matrix[0].flags.c_contiguous == (how.height <= bands.TALL * how.width)
+            begin_block()
+            found = bands.contract(np, operand, matrices, geom, backwards)
+            np.testing.assert_array_equal(found, right, strict=True)
+            copied = a.nbytes * (namespace.merged(operand, 3) is None)
+            assert 0 <= taken() - found.nbytes - copied < 2**8
+            for out in (np.full(right.shape, 99, "float32"), wide[..., :-1]):
+                products = bands.products(np, operand, matrices, geom, backwards, out)
+                views = [namespace.merged(b, 3) is not None for b in (operand, out)]
+                assert (products is not None) == all(views)
+                for one, other, there in products or ():
+                    for own in (slice(0, 2), slice(2, 5)):  # some groups at a time
+                        np.matmul(one[own], other[own], out=there[own])
+                if products is not None:
+                    np.testing.assert_array_equal(out, right, strict=True)
+        assert (wide[..., -1] == 99).all()
     if max((1, *geom.stride[:-2])) == 1:  # else its rows are not in one line
         begin_block()
-        found = diagonals.grad_weight(np, x, g, geom, None)
+        found = diagonals.grad_weight(np, x, g, geom)
         np.testing.assert_array_equal(found[:, 0], dw, strict=True)
         assert 0 <= taken() - 5 * 4 * diagonals.work(geom).kept < 2**8
         grid = diagonals._line(geom, 5).grid  # in which all cells have room
@@ -349,7 +353,8 @@ def test_matrices_of_bands_are_for_any_number_of_samples_and_groups():
         geom = geometry.geometry(samples, groups, groups, (5, 6), (3, 3), given)
         x, w = np.ones((groups, 1, samples, 5, 6)), np.ones((groups, 1, 1, 3, 3))
         begin_block()
-        assert bands.forward(np, x, w, geom, None)[0, 0, 0, 2, 2] == 9
+        matrices = bands.prepare(np, w, geom, False)
+        assert bands.contract(np, x, matrices, geom, False)[0, 0, 0, 2, 2] == 9
     assert namespace._numpy_constant.cache_info().currsize == 1
 
 
@@ -372,6 +377,35 @@ def test_bands_whose_matrices_are_too_large_to_keep(monkeypatch):
     assert applies(98, 3, False)
     monkeypatch.setattr(bands, "LARGEST", 9 * 3 * 98 * 98 - 1)
     assert not applies(98, 3, False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
+@pytest.mark.parametrize("size", [(6, 40), (200,), (4, 9, 5), (3, 5)], ids=str)
+def test_one_tap_from_and_to_where_arrays_lie(size, dtype):
+    """In blocks, of arrays in which positions are one axis, and of others."""
+    x, w, b = (
+        RNG.integers(-4, 5, shape).astype(dtype)
+        for shape in ((3, 6, *size), (8, 3, *(1,) * len(size)), (8,))
+    )
+    grouped = w.reshape(2, 4, 3)
+    want = np.einsum("ngc...,gkc->ngk...", x.reshape(3, 2, 3, *size), grouped)
+    want = want.reshape(3, 8, *size) + b.reshape(8, *(1,) * len(size))
+    back = np.einsum("ngk...,gkc->ngc...", want.reshape(3, 2, 4, *size), grouped)
+    apart = np.stack([x, x], -1)[..., 0]
+    for operand in (x, apart, np.asarray(x, order="F"), x.real.astype("int16")):
+        for limit in (None, 2**13):
+            y = xconv.conv(operand, w, b, groups=2, max_workspace=limit)
+            np.testing.assert_array_equal(y, want, strict=True)
+            dx = xconv.conv_grad_input(y, w, size, groups=2, max_workspace=limit)
+            np.testing.assert_array_equal(dx, back.reshape(x.shape), strict=True)
+
+
+def test_where_positions_are_one_range():
+    geom = geometry.geometry(4, 3, 2, (6, 5, 4), (1, 1, 1), geometry.options(3, 1, 0, 1, 1))
+    box = ((0, 1), (0, 2), (1, 3))
+    assert schedule._line(geom, *box, ((2, 4), (0, 5), (0, 4)))[3] == slice(40, 80)
+    assert schedule._line(geom, *box, ((2, 3), (1, 5), (0, 4))) is None
+    assert schedule._line(geom, *box, ((0, 6), (0, 5), (0, 3))) is None
 
 
 def test_sums_over_samples_count_as_long():
@@ -444,7 +478,8 @@ def test_a_band_of_outputs_that_are_very_far_apart():
     x, w = RNG.integers(-4, 5, (1, 5, 3, 9)), RNG.integers(-4, 5, (5, 1, 3, 3))
     x, w = x.astype("float32"), w.astype("float32")
     y = xconv.conv(x, w, method="taps", **more)
-    found = bands.forward(np, x[0][:, None, None], w[:, None], geom, None)
+    matrices = bands.prepare(np, w[:, None], geom, False)
+    found = bands.contract(np, x[0][:, None, None], matrices, geom, False)
     np.testing.assert_array_equal(found[:, 0].swapaxes(0, 1), y)
 
 
@@ -789,6 +824,13 @@ def test_fft_tiles_stay_small_where_the_output_is_large():
     assert step.method == "fft"
     assert step.blocks > 8
     assert step.block_bytes + step.weight_bytes < 2**25
+
+
+def test_long_kernels_of_many_channels_take_few_blocks():
+    """Where a block of one position is large, smaller blocks would hardly be smaller."""
+    x, w = (np.broadcast_to(np.float32(1), s) for s in ((1, 64, 64, 64), (64, 64, 15, 15)))
+    (step,) = xconv.explain(x, w, contraction="grad_weight", padding=7).steps
+    assert step.blocks <= 16
 
 
 def test_cut_sums_stay_within_the_workspace_when_cold():

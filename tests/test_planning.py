@@ -263,7 +263,7 @@ KERNELS = [  # kernel size, stride, dilation, and how many times the truth estim
     (lines, (2, 3), (4, 1), (1, 1), 1.02),
     (winograd, (3, 2), (1, 1), (1, 1), 1.02),
     (winograd, (2, 1), (1, 1), (2, 3), 1.02),
-    (fft, (6, 5), (2, 1), (1, 2), 1.06),
+    (fft, (6, 5), (2, 1), (1, 2), 1.5),  # which has room for lines that no output needs
 ]
 
 
@@ -298,7 +298,7 @@ def test_a_block_takes_about_what_is_estimated(kernel, block, dtype):
     estimate = dtype.itemsize * algorithm.weight_workspace(G, N, window, c, k)
     assert most <= estimate + result + 2**13
     if algorithm is fft:  # a sum of what is not held at once
-        high = 1.4
+        high = 1.9
     elif algorithm is lines and np.prod(O) < 100:  # with room for long sums in pieces
         high = 1.5
     assert estimate <= high * most
@@ -429,8 +429,11 @@ def test_the_matrix_that_bands_are_made_of_is_counted():
     geom = geometry(8, 1, 1, (28, 28), (3, 3), options(2, 1, 1, 1, 1))
     own = bands.work(geom, False)
     cut = plan.groups(geom, own, 4, plan.CPU)
-    assert cut.block >= 4 * 9 * (3 * 28) * 28  # for each tap a matrix of three rows to one
-    shares = plan.CPU.allowed // cut.block
+    matrix = 4 * (3 * 28) * 28  # of three rows to one
+    assert cut.block >= 9 * matrix  # one for each tap
+    assert cut.shared == matrix + 4 * 9
+    assert plan.groups(geom._replace(C=5, K=5, G=5), own, 4, plan.CPU).shared == 5 * cut.shared
+    shares = plan.CPU.allowed // (cut.shared + cut.block)
     assert plan.groups(geom, own, 4, plan.CPU._replace(shares=shares)) == cut
     assert plan.groups(geom, own, 4, plan.CPU._replace(shares=shares + 1)) is None
 

@@ -36,8 +36,8 @@ WEIGHT = 3.0  # a weight rearranged, once for all blocks
 TILE = 0.9  # a number of a Winograd tile at its points, transformed forth; back takes twice as long
 POINT = 1.0  # a weight transformed for Winograd, per point, once for all blocks
 SPILL = 2**24  # bytes of these beyond which they take twice as long: the caches are full
-WAVE = 0.33  # a number in a Fourier transform, per level
-TURN = 4.2  # a number of spectra that are matrices, in the order of products and back
+WAVE = 0.23  # a number in a Fourier transform, per level
+TURN = 5.4  # a number of spectra that are matrices, in the order of products and back
 START = 80_000.0  # before winograd and fft pay at all
 
 
@@ -127,7 +127,7 @@ def estimate(
         copied *= rows / (geom.O[0] * geom.W[0])
         more += _lines(task, geom, weights)
     more += copied * (copy * task.wide + run / geom.O[-1])
-    if not weights and _together(algorithm, geom, block) > CACHED:
+    if not weights and geom.k > 1 and _together(algorithm, geom, block) > CACHED:
         more += task.rates.pack * task.wide * columns
     return products + task.rows(columns, geom.k) + more
 

@@ -13,9 +13,18 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from .geometry import ALL, SPATIAL, Ints, Window
-from .namespace import COMPLEX, Array, Namespace, dtype_name, in_place, mirrored, spread
-from .padding import Index
+from .geometry import ALL, SPATIAL, Ints, Window, along
+from .namespace import (
+    COMPLEX,
+    Array,
+    Namespace,
+    dtype_name,
+    in_numpy,
+    in_place,
+    mirrored,
+    spread,
+)
+from .padding import Index, embedded
 
 
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
@@ -41,8 +50,8 @@ def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None
         product = xp.matmul(_channels_last(xp, w), columns)
         del columns
         product = _own(xp, _channels_first(xp, product))
-    y = _inverse(xp, product, real)
-    return y[_behind(window.W, window.dilation, window.O, window.stride)]
+    there = _behind(window.W, window.dilation, window.O, window.stride)
+    return _inverse(xp, product, real, there)
 
 
 def grad_weight(
@@ -64,20 +73,27 @@ def grad_weight(
         del others
         product = _own(xp, _channels_first(xp, product))
     del spectra
-    dw = _inverse(xp, product, real)
-    dw = dw[_behind(window.O, window.stride, window.W, window.dilation)]
-    return dw * _root(lengths)
+    there = _behind(window.O, window.stride, window.W, window.dilation)
+    return _inverse(xp, product, real, there) * _root(lengths)
 
 
 def _spectra(xp: Namespace, a: Array, lengths: Ints) -> Array:
     """Return the spectra of an array, divided by the root of their length.
 
     Where NumPy 2.4 has nothing to divide by, it computes those of float32 in float64, which takes
-    four times as long.
+    four times as long; and where it is to add zeros to more than one line, twice as long.
     """
     axes = tuple(range(SPATIAL, a.ndim))
-    transform = xp.fft.fftn if dtype_name(a.dtype) in COMPLEX else xp.fft.rfftn
-    return transform(a, s=lengths, axes=axes, norm="ortho")
+    real = dtype_name(a.dtype) not in COMPLEX
+    if not in_numpy(xp):
+        return (xp.fft.rfftn if real else xp.fft.fftn)(a, s=lengths, axes=axes, norm="ortho")
+    transform = xp.fft.rfft if real else xp.fft.fft
+    for axis, length in zip(reversed(axes), reversed(lengths), strict=True):
+        if a.size > a.shape[axis]:
+            a = embedded(xp, a, axis, 0, length - a.shape[axis])
+        a = transform(a, n=length, axis=axis, norm="ortho")
+        transform = xp.fft.fft
+    return a
 
 
 def _root(lengths: Ints) -> float:
@@ -85,10 +101,16 @@ def _root(lengths: Ints) -> float:
     return math.sqrt(math.prod(lengths))
 
 
-def _inverse(xp: Namespace, a: Array, real: bool) -> Array:
-    """Return what has these spectra; of real data, an even number on the last axis."""
-    axes = tuple(range(SPATIAL, a.ndim))
-    return (xp.fft.irfftn if real else xp.fft.ifftn)(a, axes=axes, norm="ortho")
+def _inverse(xp: Namespace, a: Array, real: bool, there: Index) -> Array:
+    """Return a part of what has these spectra; of real data, an even number on the last axis."""
+    last = a.ndim - 1
+    if not in_numpy(xp):
+        axes = tuple(range(SPATIAL, a.ndim))
+        return (xp.fft.irfftn if real else xp.fft.ifftn)(a, axes=axes, norm="ortho")[there]
+    for axis in range(SPATIAL, last):  # what is not in the part has no other axis transformed
+        a = xp.fft.ifft(a, axis=axis, norm="ortho")[along(axis, there[axis])]
+    a = (xp.fft.irfft if real else xp.fft.ifft)(a, axis=last, norm="ortho")
+    return a[along(last, there[last])]
 
 
 def _behind(before: Ints, apart: Ints, sizes: Ints, steps: Ints) -> Index:

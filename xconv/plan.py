@@ -354,10 +354,8 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
         return itemsize * numbers(held, shape)
 
     def fixed(held: Ints) -> int:
-        """Bytes of a part of the weights, and of what is computed per part and not per position."""
-        g, k, c, *w = held
-        window = Window(single, tuple(w), geom.stride, geom.dilation)
-        return itemsize * (math.prod(held) + algorithm.weight_workspace(g, 0, window, c, k))
+        """Bytes of a block of one position: most are those of a part of the weights."""
+        return block(held, (1, *single))
 
     def fits(held: Ints) -> bool:
         shared = fixed(held)
