@@ -127,7 +127,8 @@ def estimate(
         copied *= rows / (geom.O[0] * geom.W[0])
         more += _lines(task, geom, weights)
     more += copied * (copy * task.wide + run / geom.O[-1])
-    if not weights and geom.k > 1 and _together(algorithm, geom, block) > CACHED:
+    rearranged = geom.k > 1 and not weights  # not for one row, which is no product of matrices
+    if rearranged and _together(algorithm, geom, block) > CACHED:
         more += task.rates.pack * task.wide * columns
     return products + task.rows(columns, geom.k) + more
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from .geometry import SPATIAL, Window, taps
+from .geometry import SPATIAL, Geometry, Window, taps
 from .namespace import (
     Array,
     Namespace,
@@ -25,17 +25,18 @@ from .products import inner, inner_pieces, matmul
 SHORT = 128  # positions of a sample
 
 
-def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
-    """Return w (G, k, c, *1) as matrices (G, k, c)."""
-    return xp.reshape(w, w.shape[:3])
-
-
 class Lines(NamedTuple):
     """Cells (G, N, c, O), weights (G, 1, k, c) and results (G, N, k, O), positions as one axis."""
 
     cells: Array
     weights: Array
     results: Array
+
+
+def in_lines(geom: Geometry) -> bool:
+    """Whether a sample's positions are all its cells, and are not put beside those of others."""
+    padded = any(map(any, geom.padding))
+    return geom.I == geom.O and not padded and (geom.N == 1 or math.prod(geom.O) >= SHORT)
 
 
 def lines(xp: Namespace, x: Array, w: Array, y: Array) -> Lines | None:
@@ -52,6 +53,11 @@ def multiply(xp: Namespace, all_of: Lines, line: Index) -> None:
     cells, weights = all_of.cells[own, samples, :, positions], all_of.weights[own, :, k]
     # (G, 1, k, c) @ (G, N, c, O) -> (G, N, k, O)
     xp.matmul(weights, cells, out=all_of.results[line])
+
+
+def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
+    """Return w (G, k, c, *1) as matrices (G, k, c)."""
+    return xp.reshape(w, w.shape[:3])
 
 
 def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:

@@ -16,6 +16,7 @@ from . import choice, pointwise, scatter
 from .costs import Task
 from .geometry import ALL, Geometry, Ints, Window, phase_taps
 from .methods import Algorithm
+from .namespace import on_gpu
 from .padding import Index, Reading, reading
 from .plan import Boxes, Plan, Range, boxes
 from .scatter import Addition
@@ -58,7 +59,7 @@ class Forward(NamedTuple):
     """The schedule of a forward contraction, of `geom` once cells that nothing reads are left out.
 
     ``cells`` are those of x that are read at all, ``terms`` the products of one block. ``lines``
-    says that x is to be read as y is written, by `pointwise`.
+    says whether `pointwise` takes its operands and result where they lie, if they lie so.
     """
 
     geom: Geometry
@@ -96,8 +97,7 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
     sums = _axes((geom.c, *geom.W), (cut.c, *cut.w))
     positions = _axes((geom.N, *geom.O), (cut.n, *cut.o))
     terms = cut.terms(geom)
-    long = geom.N == 1 or math.prod(geom.O) >= pointwise.SHORT
-    lines = chosen is pointwise and geom.I == geom.O and not any(map(any, geom.padding)) and long
+    lines = chosen is pointwise and not on_gpu(task.xp) and pointwise.in_lines(geom)
 
     def block(held: Sequence[Range], box: tuple[Range, ...]) -> Block:
         own, k, samples, *outputs = box
