@@ -398,7 +398,7 @@ def test_result_that_cannot_exist(row, name):
 
     run()  # whatever a first call loads
     (seconds, refused), held = peak(run)
-    assert held - refused < 4 * MIB
+    assert held - refused < 4 * MIB  # the table of all strings may grow by two at any time
     assert seconds < 0.5  # 50 ms, with room for a slow machine and the tracing
 
 

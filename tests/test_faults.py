@@ -17,6 +17,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def check_idle() -> None:
 # ---------------------------------------------------------------- out of memory
 
 LAYERS = {
-    "one-tap": ((2, 8, 96, 96), (16, 8, 1, 1), {}),
+    "one-tap": ((2, 8, 192, 192), (16, 8, 1, 1), {"stride": 2}),
     "depthwise": ((2, 16, 80, 80), (16, 1, 3, 3), {"groups": 16}),
     "scattered": ((2, 1, 200, 200), (8, 1, 5, 5), {"stride": 2}),
     "copied": ((2, 8, 90, 90), (8, 8, 3, 3), {"padding": 2, "padding_mode": "replicate"}),
@@ -325,6 +326,39 @@ def test_interrupted_anywhere():
     )  # its coverage is not measured: an interrupt inside coverage's own lock never lets it go
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 10
+
+
+def test_an_interrupt_before_another_worker_is_told_of_its_turn(monkeypatch):
+    """The others end nevertheless, and so does the call."""
+    interrupted = []
+
+    class Queue:
+        """A queue whose first `put` by the caller is interrupted."""
+
+        def __init__(self):
+            self.own = SimpleQueue()
+            self.get, self.empty = self.own.get, self.own.empty
+
+        def put(self, item):
+            if not interrupted and threading.current_thread() is caller:
+                interrupted.append(self)
+                raise KeyboardInterrupt
+            self.own.put(item)
+
+    def work(_):
+        time.sleep(0.02 * (threading.current_thread() is caller))  # so that others wait for it
+
+    def call():
+        while not interrupted:  # a helper may have the first task
+            with contextlib.suppress(KeyboardInterrupt):
+                workers.run(range(4), work, lambda *_: None, workers=2)
+
+    monkeypatch.setattr(workers, "SimpleQueue", Queue)
+    caller = threading.Thread(target=call, daemon=True)
+    caller.start()
+    caller.join(10)
+    assert not caller.is_alive()
+    check_idle()
 
 
 # ---------------------------------------------------------------- many callers, forks

@@ -224,9 +224,9 @@ def test_bands_are_exact_on_small_integers(sizes, samples):
                 products = bands.products(np, operand, matrices, geom, backwards, out)
                 views = [namespace.merged(b, 3) is not None for b in (operand, out)]
                 assert (products is not None) == all(views)
-                for one, other, there in products or ():
+                for left, matrix, place in products or ():
                     for own in (slice(0, 2), slice(2, 5)):  # some groups at a time
-                        np.matmul(one[own], other[own], out=there[own])
+                        np.matmul(left[own], matrix[own], out=place[own])
                 if products is not None:
                     np.testing.assert_array_equal(out, right, strict=True)
         assert (wide[..., -1] == 99).all()
@@ -403,9 +403,9 @@ def test_one_tap_from_and_to_where_arrays_lie(size, dtype):
 def test_where_positions_are_one_range():
     geom = geometry.geometry(4, 3, 2, (6, 5, 4), (1, 1, 1), geometry.options(3, 1, 0, 1, 1))
     box = ((0, 1), (0, 2), (1, 3))
-    assert schedule._line(geom, *box, ((2, 4), (0, 5), (0, 4)))[3] == slice(40, 80)
-    assert schedule._line(geom, *box, ((2, 3), (1, 5), (0, 4))) is None
-    assert schedule._line(geom, *box, ((0, 6), (0, 5), (0, 3))) is None
+    assert schedule._flat(geom, *box, ((2, 4), (0, 5), (0, 4)))[3] == slice(40, 80)
+    assert schedule._flat(geom, *box, ((2, 3), (1, 5), (0, 4))) is None
+    assert schedule._flat(geom, *box, ((0, 6), (0, 5), (0, 3))) is None
 
 
 def test_sums_over_samples_count_as_long():

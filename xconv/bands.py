@@ -27,11 +27,11 @@ TALL = 4  # times its width: a matrix that BLAS reads faster the other way
 
 
 class Product(NamedTuple):
-    """One product of each of a batch of matrices, whose first axis are groups, and its place."""
+    """Products of matrices and the place of their results: (G, .., N, .), (G, .., ., .)."""
 
-    one: Array
-    other: Array
-    there: Array
+    left: Array
+    right: Array
+    place: Array
 
 
 class Band(NamedTuple):
@@ -105,24 +105,28 @@ def prepare(xp: Namespace, w: Array, geom: Geometry, backwards: bool) -> Array:
 
 def products(
     xp: Namespace, a: Array, matrices: Array, geom: Geometry, backwards: bool, out: Array
-) -> list[Product] | None:
+) -> Iterator[Product] | None:
     """Return the products that write a contraction to `out`, each of all groups.
 
     ``a`` is x (G, 1, N, *I), or g (G, 1, N, *O) backwards, where `out` is the input gradient. None:
     BLAS would not read or write these where they lie.
     """
-    how, item = band(geom, backwards), a.itemsize
     lines, places = merged(a, SPATIAL), merged(out, SPATIAL)
-    if lines is None or places is None or not lines.strides[-1] == places.strides[-1] == item:
+    if lines is None or places is None or not lines.strides[-1] == places.strides[-1] == a.itemsize:
         return None
+    return _products(xp, lines, matrices[:, None], band(geom, backwards), places)
+
+
+def _products(
+    xp: Namespace, lines: Array, matrices: Array, how: Band, places: Array
+) -> Iterator[Product]:
+    """Yield the products of samples that are lines, (G, 1, N, cells), to lines of results."""
     G, _, N, _ = lines.shape
-    matrices = matrices[:, None]
     row, wide = how.height // how.span, how.width // how.rows
-    found = []
     for first, last in how.ranges():
         count, start = last - first, how.step * first + how.low
         begin, end = max(-start, 0), min(how.span, how.inputs - start)
-        end = max(begin, end)  # of padding alone nothing is summed
+        end = max(begin, end)  # a row of padding alone is a sum of no products, which is zero
         rows = min(how.rows, how.results - how.rows * first)
         there = places[:, 0, :, how.rows * first * wide : (how.rows * (last - 1) + rows) * wide]
         there = swapped(xp, xp.reshape(there, (G, N, count, rows * wide)))
@@ -134,8 +138,7 @@ def products(
             some = xp.permute_dims(some, (0, 3, 2, 1))
         # (G, count, N, height) @ (G, 1, height, width) -> (G, count, N, width)
         part = matrices[:, :, begin * row : end * row, : rows * wide]
-        found.append(Product(some, part, there))
-    return found
+        yield Product(some, part, there)
 
 
 def contract(xp: Namespace, a: Array, matrices: Array, geom: Geometry, backwards: bool) -> Array:
@@ -144,8 +147,9 @@ def contract(xp: Namespace, a: Array, matrices: Array, geom: Geometry, backwards
     found = products(xp, a, matrices, geom, backwards, out)
     if found is None:
         found = products(xp, gathered(xp, a, a.shape), matrices, geom, backwards, out)
-    for one, other, there in found or ():
-        xp.matmul(one, other, out=there)
+    assert found is not None
+    for left, right, place in found:
+        xp.matmul(left, right, out=place)
     return out
 
 

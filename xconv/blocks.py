@@ -34,6 +34,7 @@ from .plan import Boxes, Limits, Plan, at_once, parts
 from .schedule import Block, Forward, Term
 
 Pair = tuple[Array, Array]
+MANY = 64  # products of all groups that are not kept
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,13 @@ def forward(
     once = len(pairs) == plan.terms == 1 and y.dtype == dtype_of(setup.xp, setup.compute)
     checked = choice.spreads(setup.task, plan.algorithm)
     spoiled: list[Index] = []
-    lines = _lines(setup, pairs[0], y) if plan.lines and once else None
+    flat = _flat(setup, pairs[0], y) if plan.flat and once else None
 
     def work(block: Block) -> None:
         there = y[block.there]
-        if lines is not None and block.line is not None:
-            pointwise.multiply(setup.xp, lines, block.line)
+        if flat is not None and block.flat is not None:
+            setup.begin()
+            pointwise.multiply(setup.xp, flat, block.flat)
             total = there
         else:
             total = _product(setup, plan, pairs, held, block, there if once else None)
@@ -148,11 +150,11 @@ def forward(
         _again(setup, pairs, y, plan.geom, bias, mirrored, there)
 
 
-def _lines(setup: Setup, pair: Pair, y: Array) -> pointwise.Lines | None:
-    """Return what `pointwise` multiplies without a copy and without a view for each block."""
+def _flat(setup: Setup, pair: Pair, y: Array) -> pointwise.Flat | None:
+    """Return what `pointwise` multiplies without a copy, all of it as few views for all blocks."""
     if setup.conjugate != (False, False) or not pair[0].dtype == pair[1].dtype == y.dtype:
         return None
-    return pointwise.lines(setup.xp, *pair, y)
+    return pointwise.flat(setup.xp, *pair, y)
 
 
 def _prepared(setup: Setup, plan: Forward, w: Array, part: Index, window: Window) -> Any:
@@ -296,6 +298,24 @@ def banded(
     if cut is None:
         return False
     operand, other = pairs[0]
+    for own in _banded(setup, contraction, cut, operand, other, result, geom, bias):
+        part = geom.part(own.stop - own.start, 1, geom.N, (0,) * geom.rank, geom.O)
+        operands = [(operand[own], other[own])]
+        exactly(setup.exact(), operands, result[own], part, part_of(bias, (own,)))
+    return True
+
+
+def _banded(
+    setup: Setup,
+    contraction: str,
+    cut: Boxes,
+    operand: Array,
+    other: Array,
+    result: Array,
+    geom: Geometry,
+    bias: Array | None,
+) -> list[slice]:
+    """Write a contraction some groups at a time; return those that are to be written again."""
     spoiled: list[slice] = []
     known = True  # that no weight is a NaN: those that meet padding alone are left out
     if contraction == "grad_weight":
@@ -315,11 +335,7 @@ def banded(
 
     groups = itertools.starmap(slice, parts(range(0, geom.G, cut.g)))
     workers.run(groups, work, workers=setup.workers(cut))
-    for own in spoiled:
-        part = geom.part(own.stop - own.start, 1, geom.N, (0,) * geom.rank, geom.O)
-        operands = [(operand[own], other[own])]
-        exactly(setup.exact(), operands, result[own], part, part_of(bias, (own,)))
-    return True
+    return spoiled
 
 
 def _bands(
@@ -327,19 +343,20 @@ def _bands(
 ) -> Callable[[slice, Array], Array]:
     """Return what computes some groups by `bands`, in their part of the result if that can be.
 
-    Threads that are in Python wait for each other: so what they have to do there is done before
-    they start, for all groups at once, but where a block is copied.
+    As threads wait for each other while in Python, the products of all groups are made before
+    they start, if these are few and no block has to be copied.
     """
     xp, dtype = setup.xp, dtype_of(setup.xp, setup.compute)
-    matrices, products = bands.prepare(xp, weights, geom, backwards), None
+    matrices, found = bands.prepare(xp, weights, geom, backwards), None
     if a.dtype == result.dtype == dtype and not setup.conjugate[0]:
-        products = bands.products(xp, a, matrices, geom, backwards, result)
+        found = bands.products(xp, a, matrices, geom, backwards, result)
+    products = [] if found is None else [*itertools.islice(found, MANY)]
 
     def contract(own: slice, there: Array) -> Array:
-        if products is None:
+        if not 0 < len(products) < MANY:
             return bands.contract(xp, setup.loaded(a[own], 0), matrices[own], geom, backwards)
-        for one, two, place in products:
-            xp.matmul(one[own], two[own], out=place[own])
+        for left, right, place in products:
+            xp.matmul(left[own], right[own], out=place[own])
         return there
 
     return contract

@@ -268,9 +268,10 @@ def _forward(
 
 
 class Boxes(NamedTuple):
-    """Sizes of the blocks of an input gradient, products first; bytes.
+    """Sizes of the blocks of an input gradient, products first, or of `bands`; bytes.
 
-    Of groups, of input channels of a group, of samples and of cells.
+    Of groups, of input channels of a group, of samples and of cells; what all blocks share, and
+    what one takes.
     """
 
     g: int
@@ -328,14 +329,20 @@ def groups(geom: Geometry, own: Work, itemsize: int, limits: Limits) -> Boxes | 
     """Cut a contraction by `bands` or `diagonals`; None: no group fits beside what is prepared."""
     sizes = geom.N * (math.prod(geom.I) + math.prod(geom.O)) + math.prod(geom.W)
     each = itemsize * (own.kept + 2 * sizes)  # it may have to convert what it reads and writes
-    made = (itemsize + POINTER) * own.shared  # of a list first, by each worker
+    made = (itemsize + POINTER) * own.shared  # of a list first, by each worker or before all blocks
     if not limits.ample and own.shared > KEPT:
         return None
     (g,) = _first(halved((geom.G,), (0,)), lambda shape: each * shape[0] <= limits.block)
     operations = geom.G * (SMALL * own.products * own.operations + MOVED * (own.copied + sizes))
     (g,) = _fed((geom.G,), (g,), operations, (1,), limits.tasks, 2 * GRAIN)
-    shared, block = itemsize * geom.G * own.prepared, made + each * g
-    return None if shared + block > limits.workspace else Boxes(g, 1, geom.N, geom.O, shared, block)
+    shared, block = itemsize * geom.G * own.prepared, each * g
+    if shared:
+        shared += made
+    else:
+        block += made
+    if 2 * shared > limits.workspace or shared + block > limits.workspace:
+        return None
+    return Boxes(g, 1, geom.N, geom.O, shared, block)
 
 
 @lru_cache(maxsize=256)
@@ -354,8 +361,10 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
         return itemsize * numbers(held, shape)
 
     def fixed(held: Ints) -> int:
-        """Bytes of a block of one position: most are those of a part of the weights."""
-        return block(held, (1, *single))
+        """Bytes of a part of the weights, and of what is computed per part and not per position."""
+        g, k, c, *w = held
+        window = Window(single, tuple(w), geom.stride, geom.dilation)
+        return itemsize * (math.prod(held) + algorithm.weight_workspace(g, 0, window, c, k))
 
     def fits(held: Ints) -> bool:
         shared = fixed(held)
@@ -363,8 +372,9 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
         return 6 * shared <= limits.workspace and shared + least <= limits.workspace
 
     def shape_for(held: Ints) -> Ints:
-        shared = itemsize * math.prod(held)
-        wanted = min(max(traits.long * limits.block, 3 * fixed(held)), limits.workspace - shared)
+        shared, least = itemsize * math.prod(held), block(held, (1, *single))
+        wanted = max(traits.long * limits.block, 3 * fixed(held), 2 * least)
+        wanted = min(wanted, limits.workspace - shared)
         shapes = halved((geom.N, *geom.O), tuple(range(1 + geom.rank)))
         return _first(shapes, lambda shape: block(held, shape) <= wanted)
 

@@ -25,7 +25,7 @@ from .products import inner, inner_pieces, matmul
 SHORT = 128  # positions of a sample
 
 
-class Lines(NamedTuple):
+class Flat(NamedTuple):
     """Cells (G, N, c, O), weights (G, 1, k, c) and results (G, N, k, O), positions as one axis."""
 
     cells: Array
@@ -33,26 +33,26 @@ class Lines(NamedTuple):
     results: Array
 
 
-def in_lines(geom: Geometry) -> bool:
+def flattens(geom: Geometry) -> bool:
     """Whether a sample's positions are all its cells, and are not put beside those of others."""
     padded = any(map(any, geom.padding))
     return geom.I == geom.O and not padded and (geom.N == 1 or math.prod(geom.O) >= SHORT)
 
 
-def lines(xp: Namespace, x: Array, w: Array, y: Array) -> Lines | None:
+def flat(xp: Namespace, x: Array, w: Array, y: Array) -> Flat | None:
     """View x (G, c, N, *O), w (G, k, c, *1), y (G, k, N, *O) so, or None where that is a copy."""
     cells, results = merged(swapped(xp, x), SPATIAL), merged(swapped(xp, y), SPATIAL)
     if cells is None or results is None:
         return None
-    return Lines(cells, xp.reshape(w, w.shape[:3])[:, None], results)
+    return Flat(cells, xp.reshape(w, w.shape[:3])[:, None], results)
 
 
-def multiply(xp: Namespace, all_of: Lines, line: Index) -> None:
+def multiply(xp: Namespace, arrays: Flat, box: Index) -> None:
     """Write a box of the results: its groups, samples, output channels and positions."""
-    own, samples, k, positions = line
-    cells, weights = all_of.cells[own, samples, :, positions], all_of.weights[own, :, k]
+    own, samples, k, positions = box
+    cells, weights = arrays.cells[own, samples, :, positions], arrays.weights[own, :, k]
     # (G, 1, k, c) @ (G, N, c, O) -> (G, N, k, O)
-    xp.matmul(weights, cells, out=all_of.results[line])
+    xp.matmul(weights, cells, out=arrays.results[box])
 
 
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:

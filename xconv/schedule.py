@@ -37,13 +37,13 @@ class Part(NamedTuple):
 class Block(NamedTuple):
     """A box of the result, and the products that add up to it.
 
-    ``prepared`` is its place in the weights that are prepared for it and others, `line` the box
+    ``prepared`` is its place in the weights that are prepared for it and others, `flat` the box
     (groups, samples, output channels, positions), where positions can be one axis.
     """
 
     there: Index
     prepared: Index
-    line: Index | None
+    flat: Index | None
     parts: Callable[[], Iterable[Part]]
 
 
@@ -58,7 +58,7 @@ class Pass(NamedTuple):
 class Forward(NamedTuple):
     """The schedule of a forward contraction, of `geom` once cells that nothing reads are left out.
 
-    ``cells`` are those of x that are read at all, ``terms`` the products of one block. ``lines``
+    ``cells`` are those of x that are read at all, ``terms`` the products of one block. ``flat``
     says whether `pointwise` takes its operands and result where they lie, if they lie so.
     """
 
@@ -67,7 +67,7 @@ class Forward(NamedTuple):
     cut: Plan
     cells: Index
     terms: int
-    lines: bool
+    flat: bool
     passes: Callable[[], Iterable[Pass]]
 
 
@@ -97,7 +97,7 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
     sums = _axes((geom.c, *geom.W), (cut.c, *cut.w))
     positions = _axes((geom.N, *geom.O), (cut.n, *cut.o))
     terms = cut.terms(geom)
-    lines = chosen is pointwise and not on_gpu(task.xp) and pointwise.in_lines(geom)
+    flat = chosen is pointwise and not on_gpu(task.xp) and pointwise.flattens(geom)
 
     def block(held: Sequence[Range], box: tuple[Range, ...]) -> Block:
         own, k, samples, *outputs = box
@@ -107,8 +107,8 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
             for some in boxes(sums):
                 yield _part(geom, own, samples, outputs, some, _slices((own, k, *some)))
 
-        line = _line(geom, own, k, samples, outputs) if lines else None
-        return Block(_slices(box), prepared, line, _kept(products, terms))
+        one_axis = _flat(geom, own, k, samples, outputs) if flat else None
+        return Block(_slices(box), prepared, one_axis, _kept(products, terms))
 
     def passes(keep: bool) -> Iterator[Pass]:
         first = next(boxes(sums))
@@ -119,7 +119,7 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
             yield Pass(_slices((*held, *first)), largest, tuple(blocks) if keep else blocks)
 
     kept = _kept(passes, cut.products(geom))
-    return Forward(geom, chosen, cut, (*ALL, *cells), terms, lines, kept)
+    return Forward(geom, chosen, cut, (*ALL, *cells), terms, flat, kept)
 
 
 @lru_cache(maxsize=256)
@@ -239,7 +239,7 @@ def _kept(make: Callable[[bool], Iterator[T]], many: int) -> Callable[[], Iterab
     return partial(make, False) if many > FEW else partial(iter, tuple(make(True)))
 
 
-def _line(
+def _flat(
     geom: Geometry, own: Range, k: Range, samples: Range, outputs: Sequence[Range]
 ) -> Index | None:
     """Return a block whose positions are one range of all positions in a row, or None."""

@@ -305,9 +305,10 @@ class _Crew:
                 self.finish(task, result)
                 with self.lock:
                     self.done += 1
-                    after = self.waiting.pop(self.done, None)
-                if after:
-                    after.put(None)
+                    after = self.waiting.get(self.done)
+                    if after:  # told before it is forgotten: `stop` tells those that are left
+                        after.put(None)
+                        del self.waiting[self.done]
 
     def turn(self, number: int) -> None:
         """Wait until all tasks before this one are finished."""
