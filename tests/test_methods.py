@@ -831,6 +831,10 @@ def test_long_kernels_of_many_channels_take_few_blocks():
     x, w = (np.broadcast_to(np.float32(1), s) for s in ((1, 64, 64, 64), (64, 64, 15, 15)))
     (step,) = xconv.explain(x, w, contraction="grad_weight", padding=7).steps
     assert step.blocks <= 16
+    x, w = (np.broadcast_to(np.float32(1), s) for s in ((1, 64, 200, 200), (64, 64, 3, 3)))
+    wide = {"padding": "same", "dilation": 80, "max_workspace": 2**22}
+    (step,) = xconv.explain(x, w, contraction="grad_weight", **wide).steps
+    assert step.blocks <= 72  # of single taps, with all channels
 
 
 def test_cut_sums_stay_within_the_workspace_when_cold():

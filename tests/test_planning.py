@@ -409,6 +409,17 @@ def test_conjugated_samples_are_one_copy():
     assert beyond(cold(run), limit * 1.02) < limit * 1.02
 
 
+def test_groups_that_are_computed_again_stay_within_the_workspace():
+    """Those that a NaN has spread in, when what was prepared for them is freed."""
+    x, w, limit = ones(4, 2048, 14, 14), ones(2048, 1, 3, 3), 2**24
+    x[:, :, 3, 3] = np.nan
+    options = {"groups": 2048, "padding": 1, "max_workspace": limit}
+    assert [step.method for step in xconv.explain(x, w, **options).steps] == ["bands"]
+    assert beyond(partial(xconv.conv, x, w, **options), limit) <= limit
+    back = partial(xconv.conv_grad_input, x, w, (14, 14), **options)
+    assert beyond(back, limit) <= limit
+
+
 def test_large_numbers_of_16_bits_are_finite():
     a = np.full((30, 1000), 6e4, np.float16)
     assert namespace.finite(a)

@@ -123,7 +123,8 @@ def explain(
     Parameters
     ----------
     x : array, shape (N, C, *I)
-        Samples, or one sample without N; only its shape, dtype and library are looked at.
+        What `conv` takes, whichever the contraction: samples, or one sample without N. Only its
+        shape, dtype and library are looked at, so one number broadcast will do.
     w : array, shape (K, C / groups, *W)
         Kernels, likewise.
     contraction : {"forward", "grad_input", "grad_weight"}

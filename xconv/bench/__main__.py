@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command.parse_args(arguments)
     libraries = options.libraries or [n for n in ("xconv", "torch") if available(n)]
     check(command, options, libraries)
+    if len(libraries) == 1 and not options.libraries:
+        print("torch is not installed: xconv alone is timed", file=sys.stderr)
     if options.load is not None:
         machine, rows = report.load(options.load)
     else:
