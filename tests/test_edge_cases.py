@@ -398,7 +398,9 @@ def test_result_that_cannot_exist(row, name):
 
     run()  # whatever a first call loads
     (seconds, refused), held = peak(run)
-    assert held - refused < 4 * MIB  # the table of all strings may grow by two at any time
+    if held - refused >= MIB:  # Python's table of all strings may have grown by two, once
+        (seconds, refused), held = peak(run)
+    assert held - refused < MIB
     assert seconds < 0.5  # 50 ms, with room for a slow machine and the tracing
 
 

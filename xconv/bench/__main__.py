@@ -28,8 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command.parse_args(arguments)
     libraries = options.libraries or [n for n in ("xconv", "torch") if available(n)]
     check(command, options, libraries)
-    if len(libraries) == 1 and not options.libraries:
-        print("torch is not installed: xconv alone is timed", file=sys.stderr)
     if options.load is not None:
         machine, rows = report.load(options.load)
     else:
@@ -44,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             need_gpu(command)
         if not jobs:
             command.error(f"need --layers to be in a group or layer; got {options.layers!r}")
+        if len(libraries) == 1 and not options.libraries:
+            print("torch is not installed: xconv alone is timed", file=sys.stderr)
         machine = described(libraries, options)
         found = measure(
             jobs,
