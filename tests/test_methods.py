@@ -285,6 +285,63 @@ def test_workers_share_what_they_rearrange(monkeypatch):
     np.testing.assert_array_equal(dx[0], right)
 
 
+@pytest.fixture(params=["SkylakeX", "Haswell"])
+def kernels(request, monkeypatch):
+    """Multiply as with the kernels of processors that have AVX-512, and of others."""
+    monkeypatch.setattr(products, "kernels", lambda: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
+@pytest.mark.parametrize(
+    ("m", "n", "length", "lead"),
+    [
+        (40, 60, 50, ()),  # small already
+        (300, 64, 128, (2, 1)),  # rows in pieces and a rest
+        (250, 64, 125, (2, 3)),  # without a rest
+        (64, 300, 128, (2, 3)),  # columns
+        (64, 64, 700, ()),  # no piece of so long sums is small
+        (10**4, 3, 40, (1,)),
+        (1, 10**4, 200, (2,)),
+    ],
+)
+def test_products_in_pieces_are_the_same(kernels, dtype, m, n, length, lead):
+    a = RNG.integers(-2, 3, (*lead[1:], m, length)).astype(dtype)
+    b = RNG.integers(-2, 3, (*lead, length, n + 1)).astype(dtype)[..., :n]
+    want = np.einsum("...ij,...jk->...ik", a, b)
+    wide = np.zeros((*lead, m, n + 3), dtype)
+    turned = np.zeros((*lead, n, m), dtype).swapaxes(-1, -2)
+    for out in (None, wide[..., :n], turned):
+        begin_block()
+        found = products.matmul(np, a, b, out)
+        assert out is None or found is out
+        np.testing.assert_array_equal(found, want)
+    assert not wide[..., n:].any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
+@pytest.mark.parametrize(
+    ("k", "m", "length"),
+    [(32, 48, 400), (64, 25, 1000), (7, 31, 3000), (24, 16, 7001), (64, 576, 2050), (1, 97, 500)],
+)
+def test_products_tile_by_tile_are_the_same(kernels, dtype, k, m, length):
+    a = RNG.integers(-2, 3, (2, 1, k, length + 1)).astype(dtype)[..., 1:]
+    b = RNG.integers(-2, 3, (2, 3, m, length)).astype(dtype)
+    want = np.einsum("...ip,...jp->...ij", a, b)
+    for out in (None, np.zeros((2, 3, k, m), dtype), np.zeros((2, 3, k, m + 1), dtype)[..., :m]):
+        begin_block()
+        np.testing.assert_array_equal(products.inner(np, a, b, out), want)
+
+
+def test_tiles_are_equal_and_not_too_large():
+    assert products.tile(products.LEAST - 1, 64, 64) is None
+    assert products.tile(products.LEAST, 64, 64) == (32, 32)
+    assert products.tile(1568, 64, 64) == (32, 16)  # of sums in one piece
+    assert products.tile(10**5, 64, 576) == (32, 36)
+    assert products.tile(10**5, 7, 13) is None  # so few results are no tile
+    assert products.tile(10**5, 1201, 1201) is None
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
 @pytest.mark.parametrize(
     ("k", "m", "length", "summed", "turns"),

@@ -22,6 +22,7 @@ from xconv import (
     padding,
     plan,
     pointwise,
+    products,
     scatter,
     taps,
     windows,
@@ -349,8 +350,9 @@ def test_gaps_do_not_cut_short_rows_to_single_cells():
         (pointwise, 1, 256, 64, 128, (4, 4)),
     ],
 )
-def test_sums_in_pieces_are_counted(algorithm, G, N, c, k, O):
-    """Each piece has a result of its own, where results are few."""
+def test_sums_in_pieces_are_counted(monkeypatch, algorithm, G, N, c, k, O):
+    """Each piece has a result of its own, where results are few or are made tile by tile."""
+    monkeypatch.setattr(products, "kernels", lambda: "SkylakeX")
     W = (1, 1) if algorithm is pointwise else (3, 2)
     L = [o + t - 1 for o, t in zip(O, W, strict=True)]
     x, g = part(algorithm, G, c, N, *L), part(algorithm, G, k, N, *O)
@@ -433,7 +435,9 @@ def test_what_weight_gradients_need_is_counted():
     assert lines.weight_workspace(1, 2, strided, 3, 2) == lengths * 60 + 2 * 2 * 3 * 12
     assert taps.weight_workspace(2, 3, strided, 2, 7) == 2 * (60 * 2 + 6 * 14)
     long = Window((5000,), (1,), (1,), (1,))
-    assert pointwise.weight_workspace(1, 1, long, 70, 70) == 5000 * 140  # and no sums in pieces
+    assert pointwise.weight_workspace(1, 1, long, 71, 71) == 5000 * 142  # and no sums in pieces
+    pieces = -(-5000 // products._summed(5000, 4900, (35, 14)))
+    assert pointwise.weight_workspace(1, 1, long, 70, 70) == 5000 * 140 + pieces * 4900
 
 
 def test_the_matrix_that_bands_are_made_of_is_counted():

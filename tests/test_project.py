@@ -47,7 +47,8 @@ LINES = """
     errors
     geometry
     namespace
-    dtypes layout padding products workers
+    workers
+    dtypes layout padding products
     bands depthwise diagonals fft lines pointwise scatter taps windows winograd
     methods
     plan

@@ -21,7 +21,7 @@ from .namespace import (
     swapped,
     windows,
 )
-from .products import PIECE, inner, matmul
+from .products import inner, inner_pieces, matmul
 
 SHORT = 16  # positions of a row below which samples share a product
 
@@ -120,8 +120,9 @@ def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that `grad_weight` needs beyond its operands and its result."""
     s, taps = window.stride[0], window.W[0]
     rows = sum(window.O[0] + (taps - 1 - phase) // s for phase in range(min(s, taps)))
-    pieces = math.prod(window.O) // PIECE + 2
-    products = N * pieces * taps * k * c * math.prod(window.W[1:])
+    height = c * math.prod(window.W[1:])
+    pieces = inner_pieces(math.prod(window.O), k, height) + 2
+    products = N * pieces * taps * k * height
     return G * (rows * _line(N, window, c) + products)
 
 

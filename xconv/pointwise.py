@@ -52,7 +52,7 @@ def multiply(xp: Namespace, arrays: Flat, box: Index) -> None:
     own, samples, k, positions = box
     cells, weights = arrays.cells[own, samples, :, positions], arrays.weights[own, :, k]
     # (G, 1, k, c) @ (G, N, c, O) -> (G, N, k, O)
-    xp.matmul(weights, cells, out=arrays.results[box])
+    matmul(xp, weights, cells, arrays.results[box])
 
 
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
@@ -118,9 +118,9 @@ def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that `grad_weight` needs beyond its operands and its result."""
     positions = math.prod(window.O)
     if _apart(N, positions, c, k):
-        results = N * (1 + inner_pieces(positions, c * k))
+        results = N * (1 + inner_pieces(positions, k, c))
     else:
-        results = inner_pieces(N * positions, c * k)
+        results = inner_pieces(N * positions, k, c)
     return G * (N * positions * (c + k) + results * c * k)
 
 

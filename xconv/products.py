@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from functools import lru_cache
 
 from .namespace import (
     Array,
@@ -16,11 +18,21 @@ from .namespace import (
     on_gpu,
     scratch,
 )
+from .workers import kernels
 
 LIMB = 16  # bits: a product has 32,
 LIMBS = 2**21  # of which so many have a sum in float64
-PIECE = 2048  # numbers that BLAS sums well where a product of few rows and columns is long,
-FEW = 64 * 64  # of which there are at most so many together
+# OpenBLAS's kernels for AVX-512 take small matrices as they lie, and rearrange larger ones first:
+# products in pieces are 10 to 60 % faster. Small are so many
+AVX512 = frozenset(("SkylakeX", "Cooperlake", "SapphireRapids"))
+DIRECT = 10**6  # multiplications,
+TILE = 1200  # and results, where the second matrix is transposed.
+ROWS, COLUMNS = (24, 4), (64, 16)  # the least of a piece, and what it is a multiple of, mostly
+STEP = 16  # what a piece of a sum is a multiple of, mostly
+SMALLEST = 128  # results of a tile, and
+LEAST = 256  # numbers of their sums, from which on tiles pay
+PIECE = 2048  # numbers of a sum that is long, at once
+FEW = 64 * 64  # results of other products, of which these are taken
 # In float32 OpenBLAS's kernels for AVX-512 take 10 to 50 % longer where the transposed operand is
 # the larger one. The operands are exchanged then, if sums have at least so many numbers, and
 # results, which are to be copied, are at most so many.
@@ -36,7 +48,44 @@ def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array
         out = scratch(xp, (*b.shape[:-2], a.shape[-2], b.shape[-1]), b.dtype)
     if on_gpu(xp):
         return in_cupy(xp, a, b, out)
-    return xp.matmul(a, b, out=out)
+    if math.prod(out.shape[-2:]) * a.shape[-1] <= DIRECT or not _direct(b):
+        return xp.matmul(a, b, out=out)
+    _in_pieces(xp, a, b, out)
+    return out
+
+
+def _direct(a: Array) -> bool:
+    """Whether BLAS takes small matrices as they lie."""
+    return dtype_name(a.dtype) in ("float32", "float64") and kernels() in AVX512
+
+
+def _in_pieces(xp: Namespace, a: Array, b: Array, out: Array) -> None:
+    """Multiply matrices, the longer one in pieces that BLAS takes as they lie, if they can be."""
+    place, (least, step) = out, ROWS
+    if a.shape[-2] < b.shape[-1]:  # the transposed product, of the same matrices
+        a, b, place = map(xp.matrix_transpose, (b, a, out))
+        least, step = COLUMNS
+    length, others = a.shape[-2], math.prod(b.shape[-2:])
+    most = DIRECT // others
+    if most < least:
+        xp.matmul(a, b, out=place)
+        return
+    size = _even(length, most, step)
+    whole = length // size * size
+    xp.matmul(_split(xp, a, whole, size), b[..., None, :, :], out=_split(xp, place, whole, size))
+    if whole < length:
+        xp.matmul(a[..., whole:, :], b, out=place[..., whole:, :])
+
+
+def _even(length: int, most: int, step: int) -> int:
+    """Return the length of pieces of at most so many: all the same, or else multiples of a step."""
+    size = -(-length // -(-length // most))
+    return size if length % size == 0 else min(-(-size // step), most // step) * step
+
+
+def _split(xp: Namespace, a: Array, whole: int, size: int) -> Array:
+    """View the first rows in pieces: (.., rows, n) -> (.., whole / size, size, n)."""
+    return xp.reshape(a[..., :whole, :], (*a.shape[:-2], whole // size, size, a.shape[-1]))
 
 
 def product(xp: Namespace, a: Array, b: Array) -> Array:
@@ -87,40 +136,87 @@ def inner(xp: Namespace, a: Array, b: Array, out: Array | None = None, summed: i
     ``b`` has all of the batch's axes. Where b @ a^T is faster, the result is a transposed view of
     it, and `out` is not written. Afterwards so many results are `summed`.
     """
-    k, m = a.shape[-2], b.shape[-2]
+    k, m, length = a.shape[-2], b.shape[-2], a.shape[-1]
+    tiles = None
     if on_gpu(xp):
         turns = k <= m and math.prod(a.shape[:-2]) > 1  # a copy of a is less
     else:
-        long = k * m <= COPIED and a.shape[-1] * summed >= LONG
+        tiles = tile(length, k, m) if in_numpy(xp) and _direct(b) else None
+        long = tiles is None and k * m <= COPIED and length * summed >= LONG
         turns = in_numpy(xp) and k < m and long and dtype_name(a.dtype) == "float32"
     if turns:
         a = xp.broadcast_to(a, (*b.shape[:-2], *a.shape[-2:]))
         return xp.matrix_transpose(_inner(xp, b, a))
-    return _inner(xp, a, b, out)
+    return _inner(xp, a, b, out, tiles)
 
 
-def _inner(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array:
+@lru_cache(maxsize=256)
+def tile(length: int, k: int, m: int) -> tuple[int, int] | None:
+    """Return the largest equal tiles of (k, m) results, the most square; None: they do not pay."""
+    if length < LEAST:
+        return None
+    most = TILE if length > PIECE else min(TILE, DIRECT // length)
+    sizes = itertools.product(*([i for i in range(1, most + 1) if n % i == 0] for n in (k, m)))
+    found = max((i * j, min(i, j), i, j) for i, j in sizes if i * j <= most)
+    return found[2:] if found[0] >= SMALLEST else None
+
+
+def _inner(
+    xp: Namespace,
+    a: Array,
+    b: Array,
+    out: Array | None = None,
+    tiles: tuple[int, int] | None = None,
+) -> Array:
     """Multiply the same with the second operand transposed, long sums in pieces."""
     length = a.shape[-1]
-    count = inner_pieces(length, a.shape[-2] * b.shape[-2])
     if on_gpu(xp):
         return matmul(xp, a, xp.matrix_transpose(b), out)
-    if not (in_numpy(xp) and count):
-        b = xp.matrix_transpose(b)
-        return product(xp, a, b) if out is None else xp.matmul(a, b, out=out)
-    whole = count * PIECE
+    size = _summed(length, a.shape[-2] * b.shape[-2], tiles) if in_numpy(xp) else length
+    if size == length:
+        return _transposed(xp, a, b, tiles, out)
+    count = length // size
+    whole = count * size
 
     def pieces(v: Array) -> Array:
-        v = xp.reshape(v[..., :whole], (*v.shape[:-1], count, PIECE))
+        v = xp.reshape(v[..., :whole], (*v.shape[:-1], count, size))
         return xp.permute_dims(v, (*range(v.ndim - 3), v.ndim - 2, v.ndim - 3, v.ndim - 1))
 
-    each = matmul(xp, pieces(a), xp.matrix_transpose(pieces(b)))
+    room = scratch(xp, (*b.shape[:-2], count, a.shape[-2], b.shape[-2]), b.dtype)
+    each = _transposed(xp, pieces(a), pieces(b), tiles, room)
     total = xp.sum(each, axis=-3, dtype=each.dtype, out=out)
     if whole < length:
         total += xp.matmul(a[..., whole:], xp.matrix_transpose(b[..., whole:]))
     return total
 
 
-def inner_pieces(length: int, size: int) -> int:
-    """Return how many pieces `inner` sums apart, for `size` results, each of them a result."""
-    return length // PIECE if size <= FEW and length >= 2 * PIECE else 0
+def _transposed(
+    xp: Namespace, a: Array, b: Array, tiles: tuple[int, int] | None, out: Array | None
+) -> Array:
+    """Multiply the same at once, or tile by tile."""
+    if tiles is None:
+        b = xp.matrix_transpose(b)
+        return product(xp, a, b) if out is None else xp.matmul(a, b, out=out)
+    (k, length), m, (i, j), lead = a.shape[-2:], b.shape[-2], tiles, b.shape[:-2]
+    if out is None:
+        out = xp.empty((*lead, k, m), dtype=b.dtype)
+    left = xp.reshape(a, (*a.shape[:-2], k // i, 1, i, length))  # to split axes is a view
+    right = xp.reshape(b, (*lead, 1, m // j, j, length))
+    n = len(lead)
+    place = xp.reshape(out, (*lead, k // i, i, m // j, j))
+    place = xp.permute_dims(place, (*range(n), n, n + 2, n + 1, n + 3))
+    xp.matmul(left, xp.matrix_transpose(right), out=place)
+    return out
+
+
+def _summed(length: int, results: int, tiles: tuple[int, int] | None) -> int:
+    """Return how many numbers are summed at once."""
+    if tiles is not None:
+        return _even(length, min(PIECE, DIRECT // math.prod(tiles)), STEP)
+    return PIECE if results <= FEW and length >= 2 * PIECE else length
+
+
+def inner_pieces(length: int, k: int, m: int) -> int:
+    """Return how many results `inner` has beside its own, at most, if sums are so long."""
+    sizes = (_summed(length, k * m, tiles) for tiles in (None, tile(length, k, m)))
+    return max(-(-length // size) if size < length else 0 for size in sizes)

@@ -94,9 +94,9 @@ def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
 
 def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that `grad_weight` needs beyond its operands and its result."""
-    size = k * c * math.prod(window.W)
-    pieces = inner_pieces(N * math.prod(window.O), size)
-    return workspace(G, N, window, c, k) + G * pieces * size
+    columns = c * math.prod(window.W)
+    pieces = inner_pieces(N * math.prod(window.O), k, columns)
+    return workspace(G, N, window, c, k) + G * pieces * k * columns
 
 
 def prepared(G: int, window: Window, c: int, k: int) -> int:
