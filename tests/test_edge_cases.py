@@ -1074,7 +1074,8 @@ LAYERS = [  # x, w, options; large enough that BLAS would use its threads
 ]
 CHOSEN = [  # what "auto" takes for the forward pass, in several blocks
     ("winograd", ((8, 64, 28, 28), (64, 64, 3, 3), {"padding": 2, "dilation": 2})),
-    ("winograd", ((8, 256, 14, 14), (256, 256, 3, 3), {"padding": 1})),  # weights in parts
+    ("winograd", ((2, 192, 40, 40), (192, 192, 3, 3), {"padding": 1})),  # weights in parts
+    ("banks", ((2, 256, 16, 16), (256, 256, 3, 3), {"padding": 1})),
     ("lines", ((8, 3, 96, 96), (32, 3, 5, 5), {"padding": 2})),
     ("depthwise", ((8, 32, 64, 64), (32, 1, 3, 3), {"padding": 1, "groups": 32})),
     ("bands", ((32, 96, 14, 14), (96, 1, 3, 3), {"padding": 1, "groups": 96})),

@@ -55,6 +55,8 @@ LINES = """
     costs
     choice
     schedule
+    setup
+    banks
     blocks
     cells
     slabs

@@ -11,93 +11,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from operator import attrgetter
 from typing import Any
 
-from . import bands, choice, diagonals, padding, pointwise, schedule, workers
-from .costs import Task
+from . import bands, banks, choice, diagonals, pointwise, schedule, workers
 from .geometry import Geometry, Window
-from .methods import TRAITS, Algorithm
+from .methods import TRAITS
 from .namespace import (
     Array,
-    begin_block,
-    cast,
-    dtype_name,
     dtype_of,
     finite,
-    scratch,
 )
-from .padding import Index, Reading
-from .plan import Boxes, Limits, Plan, at_once, parts
+from .padding import Index
+from .plan import Boxes, parts
 from .schedule import Block, Forward, Term
+from .setup import Pair, Setup, part_of, store
 
-Pair = tuple[Array, Array]
 MANY = 64  # products of all groups that are not kept
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What the contractions have in common during one call.
-
-    ``conjugate`` says which of the two operands is to be conjugated. The task's namespace, dtype of
-    products and sums, and limits have names here: each block asks for them many times.
-    """
-
-    task: Task
-    conjugate: tuple[bool, bool]
-    threads: int
-
-    xp = property(attrgetter("task.xp"))
-    compute = property(attrgetter("task.compute"))
-    limits = property(attrgetter("task.limits"))
-
-    def workers(self, cut: Plan | Boxes) -> int:
-        """Return how many threads work at blocks at a time."""
-        return at_once(cut, self.limits, self.threads)
-
-    def within(self, limits: Limits) -> Setup:
-        """Return the same with other limits."""
-        return replace(self, task=self.task._replace(limits=limits))
-
-    def begin(self) -> None:
-        """Begin a block, in which the thread's `scratch` is free again."""
-        begin_block(self.xp, self.limits.ample)
-
-    def exact(self) -> Setup:
-        """Return the same with a method in which a NaN reaches only what reads it."""
-        return replace(self, task=self.task._replace(method="windows"))
-
-    def ready(self, a: Array, operand: int) -> Array:
-        """Convert an operand to the dtype of the products, and conjugate it where it asks.
-
-        It is itself, or one copy in the order of its axes.
-        """
-        return self._own(a, operand, self.xp.empty)
-
-    def loaded(self, a: Array, operand: int) -> Array:
-        """Return the same, a copy in `scratch`."""
-        return self._own(a, operand, partial(scratch, self.xp))
-
-    def _own(self, a: Array, operand: int, empty: Callable[..., Array]) -> Array:
-        dtype = dtype_of(self.xp, self.compute)
-        if self.conjugate[operand]:
-            return self.xp.conj(a, out=empty(a.shape, dtype=dtype))
-        if a.dtype == dtype:
-            return a
-        copy = empty(a.shape, dtype=dtype)
-        copy[...] = a
-        return copy
-
-    def read(self, x: Array, how: Reading, algorithm: Algorithm) -> Array:
-        """Return a box of padded coordinates of the first operand, ready; a copy in `scratch`."""
-        block = padding.read(self.xp, x, how, self.compute, TRAITS[algorithm].last)
-        if not self.conjugate[0]:
-            return block
-        if how.inside is not None and x.dtype == block.dtype:  # a view
-            return self.loaded(block, 0)
-        return self.xp.conj(block, out=block)
 
 
 def forward(
@@ -118,6 +47,11 @@ def forward(
         store(setup, y, bias)
         return
     if banded(setup, "forward", pairs, y, geom, bias, forward):
+        return
+    in_banks = schedule.banks(setup.task, geom, len(pairs), mirrored)
+    if in_banks is not None:
+        for there in banks.forward(setup, in_banks, pairs[0], y, bias):
+            _again(setup, pairs, y, in_banks.geom, bias, mirrored, there)
         return
     plan = schedule.forward(setup.task, geom, len(pairs), mirrored)
     pairs = [(x[plan.cells], w) for x, w in pairs]
@@ -237,8 +171,13 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
     def exactly(setup: Setup, pairs: Sequence[Pair], dw: Array, geom: Geometry, _: None) -> None:
         grad_weight(setup, *pairs[0], dw, geom)
 
-    if not banded(setup, "grad_weight", [(x, g)], dw, geom, None, exactly):
+    if banded(setup, "grad_weight", [(x, g)], dw, geom, None, exactly):
+        return
+    in_banks = schedule.banks(setup.task, geom, weights=True)
+    if in_banks is None:
         _grad_weight(setup, x, g, dw, geom)
+    elif banks.grad_weight(setup, in_banks, x, g, dw):
+        grad_weight(setup.exact(), x, g, dw, geom)
 
 
 def _grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> None:
@@ -370,20 +309,3 @@ def _diagonals(setup: Setup, x: Array, g: Array, geom: Geometry) -> Callable[[sl
         return diagonals.grad_weight(setup.xp, cells, rows, geom)
 
     return contract
-
-
-def part_of(bias: Array | None, there: Index) -> Array | None:
-    """Return what is added to a box: an axis of one is for all."""
-    if bias is None:
-        return None
-    return bias[tuple(s if n > 1 else slice(None) for s, n in zip(there, bias.shape, strict=False))]
-
-
-def store(setup: Setup, there: Array, bias: Array | None, block: Array | None = None) -> None:
-    """Write a block plus bias, or the bias alone, or zeros; the block may be `there` already."""
-    if block is None:
-        block = setup.xp.zeros((), dtype=there.dtype) if bias is None else bias
-    elif bias is not None:
-        block += bias
-    if block is not there:
-        there[...] = cast(setup.xp, block, dtype_name(there.dtype))

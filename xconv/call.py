@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import Any
 
 from . import blocks, cells, choice, expression, layout, workers
-from .blocks import Pair, Setup
 from .costs import Task
 from .dtypes import DTypes, contraction, sum_dtype
 from .errors import Refusal
@@ -38,6 +37,7 @@ from .namespace import (
     zeros,
 )
 from .plan import CPU, GPU, Limits
+from .setup import Pair, Setup
 
 # Multiplications up to which a call holds no BLAS at one thread, as none would use another for its
 # products: OpenBLAS does beyond 2**18 of them, of a matrix and a vector beyond 9216.

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from . import padding, scatter, schedule, workers
-from .blocks import Pair, Setup, banded, forward, part_of, store
+from .blocks import banded, forward
 from .geometry import ALL, SPATIAL, Geometry, Ints
 from .namespace import Array, Namespace, dtype_of, finite, mirrored, swapped
 from .padding import Index
 from .plan import Boxes, check_number, count, parts
 from .schedule import Cells, Sum
+from .setup import Pair, Setup, part_of, store
 
 
 def grad_input(

@@ -30,7 +30,7 @@ from .errors import Refusal, one_line
 from .geometry import Geometry, Ints, named
 from .methods import METHODS, Algorithm
 from .namespace import COMPLEX, INTEGER, REAL, allows_tf32, in_place, on_gpu
-from .plan import Boxes, Plan
+from .plan import Banks, Boxes, Plan
 
 MOST_TAPS = 49  # of which cuDNN's gradients were measured
 FEW = 4  # taps of one channel per group that are faster one by one than by `depthwise`
@@ -224,6 +224,22 @@ def banded(task: Task, geom: Geometry, contraction: str, pairs: int = 1) -> Boxe
     return cut
 
 
+@lru_cache(maxsize=256)
+def banks(
+    task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False, weights: bool = False
+) -> Banks | None:
+    """Return how `winograd` is cut into banks of kernels; None: it is not the best, or not so."""
+    if pairs != 1 or not in_place(task.xp) or on_gpu(task.xp):
+        return None
+    found = candidates(task, geom, pairs, mirrored, weights)
+    if not any(one.algorithm is winograd for one in found):
+        return None
+    cut = plan.banks(geom, task.itemsize, task.limits, task.converted, weights)
+    if cut is None or costs.banks(task, geom, cut, weights) > found[0].cost:
+        return None
+    return cut
+
+
 def unbanded(task: Task, geom: Geometry, contraction: str) -> float:
     """Estimate a contraction without these, an input gradient phase by phase alone."""
     if contraction == "grad_input":
@@ -234,9 +250,11 @@ def unbanded(task: Task, geom: Geometry, contraction: str) -> float:
 def _cheapest(task: Task, geom: Geometry, mirrored: bool = False, weights: bool = False) -> float:
     """Estimate a contraction in blocks; one that does not fit takes for ever."""
     try:
-        return candidates(task, geom, 1, mirrored, weights)[0].cost
+        cost = candidates(task, geom, 1, mirrored, weights)[0].cost
     except Refusal:
         return math.inf
+    cut = banks(task, geom, 1, mirrored, weights)
+    return cost if cut is None else costs.banks(task, geom, cut, weights)
 
 
 @lru_cache(maxsize=256)

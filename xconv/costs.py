@@ -13,12 +13,14 @@ from . import bands, depthwise, diagonals, fft, lines, pointwise, windows, winog
 from .geometry import Geometry, Ints, Window, Work, slab
 from .methods import Algorithm
 from .namespace import COMPLEX, Namespace, itemsize, on_gpu
-from .plan import Boxes, Limits, count
+from .plan import Banks, Boxes, Limits, count
+from .products import in_pieces
 
 # Nanoseconds on one core of AMD EPYCs (Zen 3 and Zen 4) with NumPy 2.4's OpenBLAS, float32,
 # November 2026; those of lines and depthwise but SHORT were measured on an Intel Xeon. Fitted
 # to the suite of `xconv.bench`. What counts is their ratios.
 FLOP = 1 / 90  # of a large product
+LAID, PACKED = 0.85, 1.15  # times as much where BLAS takes matrices as they lie, or of a batch
 ROW = 0.1  # a number of the columns, in a product with few rows
 COPY = 0.3  # a number copied in runs, as into columns
 ADD = 0.5  # a number added to others, or put where it belongs
@@ -35,6 +37,9 @@ CALL = 5000.0  # one call of NumPy, on a small array
 WEIGHT = 3.0  # a weight rearranged, once for all blocks
 TILE = 0.9  # a number of a Winograd tile at its points, transformed forth; back takes twice as long
 POINT = 1.0  # a weight transformed for Winograd, per point, once for all blocks
+BANK = 0.5  # the same in a bank of kernels
+HOLD = 1.0  # a number of transformed data that is held for all banks, beside TILE
+BANK_CALLS = 20  # of NumPy for a bank
 SPILL = 2**24  # bytes of these beyond which they take twice as long: the caches are full
 WAVE = 0.23  # a number in a Fourier transform, per level
 TURN = 5.4  # a number of spectra that are matrices, in the order of products and back
@@ -151,11 +156,26 @@ def _winograd(task: Task, geom: Geometry, o: Ints, weights: bool) -> float:
     tiles *= geom.N * blocks
     sums = geom.K * geom.c
     products = 2 * task.flop * inputs * sums * tiles
+    products *= LAID if in_pieces(geom.c, geom.k) else PACKED
     transforms = TILE * task.wide * inputs * (geom.C + geom.K * (1 if weights else 2)) * tiles
     spills = task.itemsize * inputs * sums > SPILL
     weight = POINT * task.wide * inputs * sums * (1 + spills)
     phases = CALL * math.prod(winograd.phases(window)) * blocks
     return START + products + transforms + weight + phases
+
+
+def banks(task: Task, geom: Geometry, cut: Banks, weights: bool) -> float:
+    """Estimate a contraction by `winograd` in banks of kernels."""
+    window = Window(geom.O, geom.W, geom.stride, geom.dilation)
+    points, tiles = winograd.sizes(window)
+    tiles *= geom.N
+    sums = geom.K * geom.c
+    products = LAID * 2 * task.flop * points * sums * tiles
+    data = (TILE + HOLD) * (geom.C + geom.K * weights)
+    back = 0 if weights else 2 * TILE * geom.K
+    transforms = task.wide * points * tiles * (data + back)
+    calls = BANK_CALLS * CALL * -(-geom.k // cut.k)
+    return START + products + transforms + BANK * task.wide * points * sums + calls
 
 
 def _fft(task: Task, geom: Geometry, block: Ints, weights: bool) -> float:

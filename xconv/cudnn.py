@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import cudnn
 
 from . import padding
-from .blocks import Pair, Setup
 from .errors import Refusal, one_line
 from .geometry import SPATIAL, Geometry, Ints, along
 from .namespace import (
@@ -34,6 +33,7 @@ from .namespace import (
     queue,
 )
 from .padding import Reading
+from .setup import Pair, Setup
 
 TYPES = {"float16": "HALF", "bfloat16": "BFLOAT16", "float32": "FLOAT", "float64": "DOUBLE"}
 ALIGNED = 16  # bytes: engines read several numbers at once

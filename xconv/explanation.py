@@ -33,11 +33,12 @@ class Step:
         The algorithm: a public method, or what "windows" and "taps" come to in NumPy and CuPy:
         "pointwise" for kernels of one tap, "scatter" for an input gradient with its products
         first. In NumPy "auto" has four more: "lines" for few channels, "depthwise", "bands" and
-        "diagonals" for one channel per group.
+        "diagonals" for one channel per group. "banks" is "winograd" with its data transformed
+        once, and some output channels at a time.
     blocks : int
         How many blocks there are; 1 where an expression computes everything at once.
-    block_bytes, weight_bytes : int
-        Memory of one block and of the prepared weights.
+    block_bytes, shared_bytes : int
+        Memory of one block, and of what all blocks share: prepared weights, or transformed data.
     estimates : dict
         Estimated seconds on one core of each method that "auto" compared.
     """
@@ -45,13 +46,13 @@ class Step:
     method: str
     blocks: int
     block_bytes: int
-    weight_bytes: int
+    shared_bytes: int
     estimates: dict[str, float]
 
     def __str__(self) -> str:
         text = f"{self.method}: {self.blocks} block{'s' * (self.blocks > 1)}"
         if self.block_bytes:
-            text += f" of {_bytes(self.block_bytes)}, weights {_bytes(self.weight_bytes)}"
+            text += f" of {_bytes(self.block_bytes)}, shared {_bytes(self.shared_bytes)}"
         if self.estimates:
             times = (f"{name} {seconds * 1e3:.3g} ms" for name, seconds in self.estimates.items())
             text += f"; estimated on one core: {', '.join(times)}"
@@ -159,7 +160,7 @@ def explain(
     'fft'
     >>> print(explain(x[..., :8], w[..., :3], method="windows"))
     forward: x (1, 1, 8), w (1, 1, 3), y (1, 1, 6); 36 operations, summed in float32, result float32
-      windows: 1 block of 0.148 KiB, weights 0.0117 KiB
+      windows: 1 block of 0.148 KiB, shared 0.0117 KiB
     """
     contraction = named(contraction, "contraction", CONTRACTIONS)
     xp, (x, w) = accept(x=x, w=w)
@@ -218,10 +219,10 @@ def _steps(task: Task, call: Call, contraction: str) -> Iterator[Step]:
             yield Step(_name(choice.expression(task, piece)), 1, 0, 0, {})
     elif contraction == "forward":
         geom, _ = geom.skipping()
-        yield _planned(geom, choice.candidates(task, geom))
+        yield _planned(task, geom)
     elif contraction == "grad_weight":
         geom, _ = geom.skipping()
-        yield _planned(geom, choice.candidates(task, geom, weights=True), weights=True)
+        yield _planned(task, geom, weights=True)
     else:
         yield from _input_steps(task, geom)
 
@@ -253,16 +254,20 @@ def _input_steps(task: Task, geom: Geometry) -> Iterator[Step]:
         yield Step("scatter", blocks, found.boxes.block, found.boxes.shared, {})
     for _, _, backwards in found.phases:
         one, _ = backwards.skipping()
-        yield _planned(one, choice.candidates(task, one, mirrored=True))
+        yield _planned(task, one, mirrored=True)
 
 
-def _planned(geom: Geometry, found: Sequence[Candidate], weights: bool = False) -> Step:
+def _planned(task: Task, geom: Geometry, mirrored: bool = False, weights: bool = False) -> Step:
     """Return the step by the best of some candidates."""
-    best = found[0]
-    cut = best.cut
+    found = choice.candidates(task, geom, 1, mirrored, weights)
+    if banks := choice.banks(task, geom, 1, mirrored, weights):
+        own = {"banks": costs.banks(task, geom, banks, weights) / 1e9}
+        number = -(-geom.k // banks.k)
+        return Step("banks", number, banks.block, banks.shared, {**own, **_estimates(found)})
+    cut = found[0].cut
     blocks = cut.products(geom) if weights else cut.blocks(geom)
     estimates = _estimates(found) if len(found) > 1 else {}
-    return Step(_name(best.algorithm), blocks, cut.block, cut.shared, estimates)
+    return Step(_name(found[0].algorithm), blocks, cut.block, cut.shared, estimates)
 
 
 def _estimates(found: Sequence[Candidate]) -> dict[str, float]:

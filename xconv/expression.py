@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import choice, padding
-from .blocks import Pair, Setup
 from .cells import phase_weights
 from .geometry import SPATIAL, Geometry, Phase, Window, along, phase_taps, resized
 from .namespace import Array, Namespace, cast, check_bytes, dtype_name, zeros
+from .setup import Pair, Setup
 
 
 def forward(

@@ -407,9 +407,10 @@ class _Scratch(threading.local):
     memory = np.empty(0, np.uint8)
     used = 0  # bytes that the block has asked for, whether they were there or not
 
-    def begin(self, keep: bool) -> None:
-        """Free what the last block took; `keep` as much for this one, or else nothing."""
-        kept = self.used if len(self.memory) < self.used <= self.KEPT else len(self.memory)
+    def begin(self, keep: bool, least: int = 0) -> None:
+        """Free what the last block took; `keep` so much for this one, or `least`, or nothing."""
+        wanted = max(self.used, least)
+        kept = wanted if len(self.memory) < wanted <= self.KEPT else len(self.memory)
         kept = kept if keep else 0
         if kept != len(self.memory):
             self.memory = np.empty(0, np.uint8)  # the old one is freed before there is a new one
@@ -428,11 +429,14 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def begin_block(xp: Namespace, keep: bool) -> None:
-    """Begin a block, in which `scratch` is free again; say whether a thread may keep it."""
+def begin_block(xp: Namespace, keep: bool, least: int = 0) -> None:
+    """Begin a block, in which `scratch` is free again; say whether a thread may keep it.
+
+    Where blocks of some kinds follow each other, they may be to have `least` bytes each.
+    """
     if on_gpu(xp):
         return
-    _scratch.begin(keep)
+    _scratch.begin(keep, least)
 
 
 def scratch(xp: Namespace, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from . import winograd
 from .errors import Refusal
 from .geometry import Geometry, Ints, Window, Work, halved, slab
 from .methods import TRAITS, Algorithm
@@ -36,6 +37,8 @@ SMALL = 4  # an operation of a product of a few rows
 POSITIONS = 256
 CHANNELS = 64
 MOST = 2**22  # products of one contraction: more take minutes in Python alone
+BANK = 32  # kernels whose transforms fit a core's cache
+HELD = 16 * MIB  # bytes of transformed data that fit the cache of all cores
 KEPT = 2**13  # numbers of a constant matrix that may be kept whatever the limits
 
 
@@ -100,7 +103,7 @@ class Plan(NamedTuple):
         return self.terms(geom) * self.blocks(geom)
 
 
-def at_once(cut: Plan | Boxes, limits: Limits, available: int) -> int:
+def at_once(cut: Plan | Boxes | Banks, limits: Limits, available: int) -> int:
     """How many blocks can be in the works at once."""
     return max(1, min(available, (limits.workspace - cut.shared) // max(cut.block, 1)))
 
@@ -343,6 +346,47 @@ def groups(geom: Geometry, own: Work, itemsize: int, limits: Limits) -> Boxes | 
     if 2 * shared > limits.workspace or shared + block > limits.workspace:
         return None
     return Boxes(g, 1, geom.N, geom.O, shared, block)
+
+
+class Banks(NamedTuple):
+    """How Winograd's contractions are cut into banks of kernels.
+
+    ``c`` channels of the data are transformed at a time, and ``k`` output channels are a bank;
+    bytes of what is held for all banks, of what one takes, and of its `scratch` alone.
+    """
+
+    c: int
+    k: int
+    shared: int
+    block: int
+    scratch: int
+
+
+@lru_cache(maxsize=256)
+def banks(
+    geom: Geometry, itemsize: int, limits: Limits, converted: bool, weights: bool
+) -> Banks | None:
+    """Cut a contraction by `winograd` into banks of kernels; None: it is not for that."""
+    window = Window(geom.O, geom.W, geom.stride, geom.dilation)
+    sizes, k = (geom.G, geom.N, window), min(BANK, geom.k)
+    cells, positions = (geom.G * geom.N * n for n in (slab(geom, *window[:2]), math.prod(geom.O)))
+    c = max(CHANNELS, -(-geom.c // limits.tasks))
+    held, steps = winograd.held(*sizes, geom.c), winograd.workspace(*sizes, min(c, geom.c), 0)
+    if weights:
+        held += winograd.held(*sizes, geom.k)
+        steps = max(steps, winograd.weight_workspace(*sizes, 0, min(c, geom.k)))
+        numbers = winograd.weight_workspace(geom.G, 0, window, geom.c, k)
+        results = geom.G * k * geom.c * math.prod(geom.W)
+    else:
+        numbers = winograd.bank_workspace(*sizes, geom.c, k)
+        numbers += converted * geom.G * k * geom.c * math.prod(geom.W)
+        results = positions * k
+    scratch = itemsize * max(numbers, steps + max(cells, positions) * c)
+    shared, block = itemsize * held, scratch + 2 * itemsize * results  # which may be converted
+    fits = shared <= HELD and block <= limits.block and shared + block <= limits.workspace
+    if geom.k < 2 * BANK or not fits:
+        return None
+    return Banks(c, k, shared, block, scratch)
 
 
 @lru_cache(maxsize=256)

@@ -77,6 +77,11 @@ def _in_pieces(xp: Namespace, a: Array, b: Array, out: Array) -> None:
         xp.matmul(a[..., whole:, :], b, out=place[..., whole:, :])
 
 
+def in_pieces(length: int, columns: int) -> bool:
+    """Whether a product of many rows, with sums so long, is cut into such pieces."""
+    return ROWS[0] * length * columns <= DIRECT
+
+
 def _even(length: int, most: int, step: int) -> int:
     """Return the length of pieces of at most so many: all the same, or else multiples of a step."""
     size = -(-length // -(-length // most))
@@ -141,9 +146,10 @@ def inner(xp: Namespace, a: Array, b: Array, out: Array | None = None, summed: i
     if on_gpu(xp):
         turns = k <= m and math.prod(a.shape[:-2]) > 1  # a copy of a is less
     else:
-        tiles = tile(length, k, m) if in_numpy(xp) and _direct(b) else None
-        long = tiles is None and k * m <= COPIED and length * summed >= LONG
-        turns = in_numpy(xp) and k < m and long and dtype_name(a.dtype) == "float32"
+        direct = in_numpy(xp) and _direct(b)
+        tiles = tile(length, k, m) if direct else None
+        long = k * m <= COPIED and length * summed >= LONG
+        turns = direct and tiles is None and k < m and long and dtype_name(a.dtype) == "float32"
     if turns:
         a = xp.broadcast_to(a, (*b.shape[:-2], *a.shape[-2:]))
         return xp.matrix_transpose(_inner(xp, b, a))

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple, TypeVar
 
-from . import choice, pointwise, scatter
+from . import choice, plan, pointwise, scatter, winograd
 from .costs import Task
 from .geometry import ALL, Geometry, Ints, Window, phase_taps
 from .methods import Algorithm
 from .namespace import on_gpu
 from .padding import Index, Reading, reading
-from .plan import Boxes, Plan, Range, boxes
+from .plan import Boxes, Plan, Range, boxes, parts
 from .scatter import Addition
 
 T = TypeVar("T")
@@ -141,6 +141,49 @@ def grad_weight(task: Task, geom: Geometry) -> GradWeight:
             yield Term(_slices(held), part, first, last)
 
     return GradWeight(chosen, cut, (*ALL, *cells), _kept(terms, cut.products(geom)))
+
+
+class Banks(NamedTuple):
+    """The schedule of a contraction by `winograd` in banks of kernels; `cells` as of `Forward`.
+
+    ``data`` says what is read of x for some of its channels, and which they are; ``rows`` are the
+    channels of g that a weight gradient transforms at a time, ``banks`` those of each bank. There
+    are so many `points`, each with so many `tiles`.
+    """
+
+    geom: Geometry
+    window: Window
+    cut: plan.Banks
+    cells: Index
+    points: int
+    tiles: int
+    data: tuple[tuple[Reading, slice], ...]
+    rows: tuple[slice, ...]
+    banks: tuple[slice, ...]
+
+
+@lru_cache(maxsize=256)
+def banks(
+    task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False, weights: bool = False
+) -> Banks | None:
+    """Return the banks of a contraction, or None: it is not for that."""
+    geom, cells = geom.skipping()
+    cut = choice.banks(task, geom, pairs, mirrored, weights)
+    if cut is None:
+        return None
+    everything = [(0, n) for n in geom.O]
+    taps = [(0, n) for n in geom.W]
+    start, stop = geom.reads(*zip(*everything, strict=True), *zip(*taps, strict=True))
+    data = []
+    for part in parts(range(0, geom.c, cut.c)):
+        box = _slices(((0, geom.G), part, (0, geom.N)))
+        data.append((reading(geom, box, start, stop), slice(*part)))
+    window = _window(geom, everything, taps)
+    rows, banks = (_slices(parts(range(0, geom.k, size))) for size in (cut.c, cut.k))
+    points, tiles = winograd.sizes(window)
+    return Banks(
+        geom, window, cut, (*ALL, *cells), points, geom.N * tiles, tuple(data), rows, banks
+    )
 
 
 class Sum(NamedTuple):

@@ -26,7 +26,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import itemgetter
 
 from .geometry import ALL, SPATIAL, Ints, Window
@@ -45,7 +45,7 @@ from .namespace import (
     tiled,
 )
 from .padding import embedded
-from .products import matmul
+from .products import inner, matmul
 
 LARGEST = 5  # taps of an axis
 POINTS = {4: (0, 1, -1), 6: (0, Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))}
@@ -67,24 +67,62 @@ def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -
     if turned:  # BLAS would have to copy it
         w = mirrored(xp, w)
     matrix = constant(xp, _weights, (window.W, turned), w)
+    taps = xp.reshape(w, (*w.shape[:3], math.prod(window.W)))
+    if out is not None and out.strides[-1] == out.itemsize:  # of a bank
+        # (points, W) @ (G, k, W, c) -> (G, k, points, c)
+        xp.matmul(matrix, xp.matrix_transpose(taps), out=out)
+        return out
     # (points, W) @ (G, c, W, k) -> (G, c, points, k)
-    taps = xp.permute_dims(xp.reshape(w, (*w.shape[:3], math.prod(window.W))), (0, 2, 3, 1))
+    taps = xp.permute_dims(taps, (0, 2, 3, 1))
     if out is None:
         return xp.permute_dims(xp.matmul(matrix, taps), (0, 3, 2, 1))
     xp.matmul(matrix, taps, out=xp.permute_dims(out, (0, 3, 2, 1)))
     return out
 
 
+def bank(xp: Namespace, w: Array, window: Window) -> Array:
+    """Return the transforms of a few kernels, as `prepare`, in `scratch`, in the order of w."""
+    (G, k, c), points, empty = w.shape[:3], math.prod(_points(window.W)), partial(scratch, xp)
+    if w.strides[1] > w.strides[2]:
+        memory = gapped(xp, (G, points, k * c), w.dtype, empty)
+        room = xp.permute_dims(xp.reshape(memory, (G, points, k, c)), (0, 2, 1, 3))
+    else:  # as mirrored ones, whose k and c are exchanged
+        memory = gapped(xp, (G, c, points * k), w.dtype, empty)
+        room = xp.permute_dims(xp.reshape(memory, (G, c, points, k)), (0, 3, 2, 1))
+    return prepare(xp, w, window, room)
+
+
 def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
     """dT/dg: x (G, c, N, *L) padded, w prepared -> (G, k, N, *O), in `out` if that can be."""
-    m, n, G = _outputs(window.W), _points(window.W), x.shape[0]
-    inputs = _transformed(xp, x, window, n, "inputs")
+    return multiply(xp, inputs(xp, x, window), w, window, out)
+
+
+def inputs(xp: Namespace, x: Array, window: Window, out: Array | None = None) -> Array:
+    """Return the transforms of x (G, c, N, *L) padded: (G, points, N*tiles, c)."""
+    return _transformed(xp, x, window, _points(window.W), "inputs", out)
+
+
+def outputs(xp: Namespace, g: Array, window: Window, out: Array | None = None) -> Array:
+    """Return the transforms of g (G, k, N, *O): (G, points, N*tiles, k)."""
+    return _transformed(xp, g, window, _outputs(window.W), "outputs", out)
+
+
+def multiply(
+    xp: Namespace, data: Array, w: Array, window: Window, out: Array | None = None
+) -> Array:
+    """Return `forward` of the transforms of x and w, in `out` if that can be."""
+    m, n, G = _outputs(window.W), _points(window.W), data.shape[0]
+    kernels = xp.permute_dims(w, (0, 2, 1, 3))
     # (G, points, N*tiles, c) @ (G, points, c, k) -> (G, points, N*tiles, k)
-    y = matmul(xp, inputs, xp.permute_dims(w, (0, 2, 3, 1)))
+    if in_place(xp) and kernels.strides[-1] == kernels.itemsize:
+        room = scratch(xp, (*data.shape[:-1], w.shape[1]), data.dtype)
+        y = inner(xp, data, kernels, room)
+    else:
+        y = matmul(xp, data, xp.matrix_transpose(kernels))
     for a in range(len(m) - 1):
         # (m, n) @ (.., n, what follows) -> (.., m, what follows)
         y = xp.reshape(y, (G, *m[:a], n[a], -1))
-        y = matmul(xp, _matrix(xp, "outputs", window.W, a, x), y)
+        y = matmul(xp, _matrix(xp, "outputs", window.W, a, data), y)
     covered = tuple(t * size for t, size in zip(_tiles(window), m, strict=True))
     whole = covered == window.O and max(phases(window)) == 1
     y = _joined(xp, y, (G, w.shape[1], *covered), window, out if whole else None)
@@ -132,13 +170,18 @@ def grad_weight(
     xp: Namespace, x: Array, g: Array, window: Window, out: Array | None = None
 ) -> Array:
     """dT/dw: x (G, c, N, *L) padded, g (G, k, N, *O) -> (G, k, c, *W), in `out` if that can be."""
-    G, k, c = g.shape[0], g.shape[1], x.shape[1]
-    inputs = _transformed(xp, x, window, _points(window.W), "inputs")
-    rows = _transformed(xp, g, window, _outputs(window.W), "outputs")
+    return multiply_weights(xp, inputs(xp, x, window), outputs(xp, g, window), window, out)
+
+
+def multiply_weights(
+    xp: Namespace, data: Array, rows: Array, window: Window, out: Array | None = None
+) -> Array:
+    """Return `grad_weight` of the transforms of x and g, in `out` if that can be."""
+    G, k, c = data.shape[0], rows.shape[-1], data.shape[-1]
     # (G, points, k, N*tiles) @ (G, points, N*tiles, c) -> (G, points, k, c)
-    products = _ordered(xp, xp.matrix_transpose(rows), inputs, (0, 2, 1, 3))
+    products = _ordered(xp, xp.matrix_transpose(rows), data, (0, 2, 1, 3))
     # (G, k, c, points) @ (points, W) -> (G, k, c, W)
-    back = constant(xp, _weights, (window.W,), x)
+    back = constant(xp, _weights, (window.W,), data)
     place = None if out is None else merged(out, SPATIAL)
     if place is not None:
         xp.matmul(xp.matrix_transpose(products), back, out=place)
@@ -147,8 +190,13 @@ def grad_weight(
     return xp.reshape(dw, (G, k, c, *window.W))
 
 
-def _transformed(xp: Namespace, a: Array, window: Window, sizes: Ints, which: str) -> Array:
-    """Return the transforms of tiles of these sizes: (G, c, N, *L) -> (G, points, N*tiles, c)."""
+def _transformed(
+    xp: Namespace, a: Array, window: Window, sizes: Ints, which: str, out: Array | None = None
+) -> Array:
+    """Return the transforms of tiles of these sizes: (G, c, N, *L) -> (G, points, N*tiles, c).
+
+    In place they are written to `out`, if that is given.
+    """
     m, tiles, channels = _outputs(window.W), _tiles(window), a.shape[1]
     cells = _covered(window, sizes)
     a = _channels_last(xp, a, window, cells)
@@ -162,7 +210,7 @@ def _transformed(xp: Namespace, a: Array, window: Window, sizes: Ints, which: st
         end = a.ndim - 1
         order = (*range(axis + 1), end - 1, *range(axis + 1, end - 1), end)
         # (n, size) @ (.., tiles, size, what follows) -> (.., n, N, .., tiles, what follows)
-        a = _ordered(xp, matrix, a, order)
+        a = _ordered(xp, matrix, a, order, out if axis == len(sizes) - 1 else None)
     return xp.reshape(a, (a.shape[0], math.prod(_points(window.W)), -1, channels))
 
 
@@ -189,13 +237,16 @@ def _channels_last(xp: Namespace, a: Array, window: Window, sizes: Ints) -> Arra
     return xp.reshape(block, (G, len(parts) * N, *sizes, c))
 
 
-def _ordered(xp: Namespace, a: Array, b: Array, order: Ints) -> Array:
-    """Multiply matrices, and put the axes of the result in an order; b has all of the batch's."""
+def _ordered(xp: Namespace, a: Array, b: Array, order: Ints, out: Array | None = None) -> Array:
+    """Multiply matrices, and put the axes of the result in an order; b has all of the batch's.
+
+    In place the result is in `out`, the same numbers in another shape, or in `scratch`.
+    """
     if not in_place(xp):
         return xp.permute_dims(xp.matmul(a, b), order)
-    shape = (*b.shape[:-2], a.shape[-2], b.shape[-1])
-    block = scratch(xp, itemgetter(*order)(shape), b.dtype)
-    xp.matmul(a, b, out=xp.permute_dims(block, _back(order)))
+    shape = itemgetter(*order)((*b.shape[:-2], a.shape[-2], b.shape[-1]))
+    block = scratch(xp, shape, b.dtype) if out is None else xp.reshape(out, shape)
+    matmul(xp, a, b, xp.permute_dims(block, _back(order)))
     return block
 
 
@@ -337,6 +388,19 @@ def _steps(samples: int, window: Window, sizes: Ints) -> int:
     points = [t * n for t, n in zip(_tiles(window), _points(window.W), strict=True)]
     samples *= math.prod(phases(window))
     return samples * sum(math.prod((*points[:a], *cells[a:])) for a in range(len(cells) + 1))
+
+
+def held(G: int, N: int, window: Window, channels: int) -> int:
+    """Elements of the transforms of the data of so many channels."""
+    points, tiles = sizes(window)
+    return G * N * points * tiles * channels
+
+
+def bank_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
+    """Elements that a bank of kernels and its results need, beyond what is held."""
+    points = math.prod(_points(window.W))
+    gaps = G * max(points * most_apart(c * k), c * most_apart(points * k))
+    return workspace(G, N, window, 0, k) + G * points * c * k + gaps
 
 
 def prepared(G: int, window: Window, c: int, k: int) -> int:

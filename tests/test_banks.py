@@ -1,0 +1,109 @@
+"""`banks`: every case that `winograd` takes, in banks of few kernels."""
+
+from functools import _lru_cache_wrapper as Cached
+from itertools import product
+
+import backends
+import numpy as np
+import pytest
+from cases import TABLE
+from checks import METHODS, Trial
+from memory import cold, measured
+from threadpoolctl import threadpool_limits
+
+import xconv
+from xconv import banks, choice, costs, plan, schedule
+
+WINOGRAD = next(method for method in METHODS if method.name == "winograd")
+DTYPES = ("float16", "float32", "complex64", "float64")
+CASES = [(c, d) for c, d in product(TABLE, DTYPES) if WINOGRAD.takes(c, d)]
+
+
+def forget():
+    """Forget all plans."""
+    for module in (choice, plan, schedule):
+        for value in vars(module).values():
+            if isinstance(value, Cached):
+                value.cache_clear()
+
+
+@pytest.fixture(params=[1, 2])
+def small(request, monkeypatch):
+    """Take banks of one or two kernels wherever they can be, a few channels at a time."""
+    taken = []
+    monkeypatch.setattr(plan, "BANK", request.param)
+    monkeypatch.setattr(plan, "CHANNELS", 2)
+    monkeypatch.setattr(costs, "banks", lambda *_: -1.0)
+    for name in ("forward", "grad_weight"):
+        original = getattr(banks, name)
+
+        def spy(*arguments, name=name, original=original):
+            taken.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(banks, name, spy)
+    forget()
+    yield taken
+    forget()
+
+
+@pytest.mark.parametrize(("case", "dtype"), CASES, ids=str)
+def test_every_case(small, case, dtype):
+    run = Trial(backends.load("numpy"), case, dtype, WINOGRAD)
+    run.forward()
+    run.gradients()
+    if not case.transposed:
+        run.contractions()
+    run.untouched()
+    kernels = min(case.w[0], case.w[1] * case.groups) // case.groups
+    assert ("forward" in small) or kernels < 2 * plan.BANK or 0 in (*case.x, *case.y)
+
+
+@pytest.mark.parametrize("contraction", ["forward", "grad_input", "grad_weight"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(
+    ("x", "w"),
+    [
+        ((1, 96, 40, 40), (80, 96, 3, 3)),
+        ((3, 70, 9, 9), (200, 70, 3, 3)),
+        ((2, 130, 60), (90, 130, 5)),
+        ((2, 128, 12, 12), (150, 64, 3, 2)),
+    ],
+)
+def test_memory_is_what_is_estimated(monkeypatch, contraction, dtype, x, w):
+    """Of one thread, which has kept none."""
+    monkeypatch.setattr(costs, "banks", lambda *_: -1.0)
+    forget()
+    x, w = np.ones(x, dtype), np.ones(w, dtype)
+    groups = x.shape[1] // w.shape[1]
+    dy = np.ones_like(xconv.conv(x, w, groups=groups))
+    step = xconv.explain(x, w, contraction=contraction, groups=groups, method="winograd").steps[0]
+    call = {
+        "forward": lambda: xconv.conv(x, w, groups=groups, method="winograd"),
+        "grad_input": lambda: xconv.conv_grad_input(
+            dy, w, x.shape[2:], groups=groups, method="winograd"
+        ),
+        "grad_weight": lambda: xconv.conv_grad_weight(
+            dy, x, w.shape[2:], groups=groups, method="winograd"
+        ),
+    }[contraction]
+    with threadpool_limits(1):
+        most, result = measured(cold(call))
+    forget()
+    assert step.method == "banks"
+    estimate = step.shared_bytes + step.block_bytes
+    assert most - result <= estimate + 2**15
+    assert estimate <= 1.4 * (most - result)  # results may have to be converted
+
+
+def test_layers_of_many_channels_and_few_positions_are_cut_so():
+    def method(x, w, **options):
+        steps = xconv.explain(np.empty(x, np.float32), np.empty(w, np.float32), **options).steps
+        return steps[0].method
+
+    assert method((1, 512, 28, 28), (512, 512, 3, 3)) == "banks"
+    assert method((1, 64, 56, 56), (64, 64, 3, 3)) == "winograd"
+    assert method((64, 512, 28, 28), (512, 512, 3, 3)) == "winograd"  # too much to be held
+    assert method((1, 512, 28, 28), (512, 512, 3, 3), max_workspace=2**22) != "banks"
+    x, w = np.ones((1, 512, 28, 28), np.complex64), np.ones((512, 512, 3, 3), np.complex64)
+    assert xconv.explain(x, w).steps[0].method == "windows"

@@ -1,0 +1,104 @@
+"""What the contractions in place have in common: `Setup`, and how blocks are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
+
+from . import padding
+from .costs import Task
+from .methods import TRAITS, Algorithm
+from .namespace import (
+    Array,
+    begin_block,
+    cast,
+    dtype_name,
+    dtype_of,
+    scratch,
+)
+from .padding import Index, Reading
+from .plan import Banks, Boxes, Limits, Plan, at_once
+
+Pair = tuple[Array, Array]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the contractions have in common during one call.
+
+    ``conjugate`` says which of the two operands is to be conjugated. The task's namespace, dtype of
+    products and sums, and limits have names here: each block asks for them many times.
+    """
+
+    task: Task
+    conjugate: tuple[bool, bool]
+    threads: int
+
+    xp = property(attrgetter("task.xp"))
+    compute = property(attrgetter("task.compute"))
+    limits = property(attrgetter("task.limits"))
+
+    def workers(self, cut: Plan | Boxes | Banks) -> int:
+        """Return how many threads work at blocks at a time."""
+        return at_once(cut, self.limits, self.threads)
+
+    def within(self, limits: Limits) -> Setup:
+        """Return the same with other limits."""
+        return replace(self, task=self.task._replace(limits=limits))
+
+    def begin(self, least: int = 0) -> None:
+        """Begin a block, in which the thread's `scratch` is free again, of `least` bytes."""
+        begin_block(self.xp, self.limits.ample, least)
+
+    def exact(self) -> Setup:
+        """Return the same with a method in which a NaN reaches only what reads it."""
+        return replace(self, task=self.task._replace(method="windows"))
+
+    def ready(self, a: Array, operand: int) -> Array:
+        """Convert an operand to the dtype of the products, and conjugate it where it asks.
+
+        It is itself, or one copy in the order of its axes.
+        """
+        return self._own(a, operand, self.xp.empty)
+
+    def loaded(self, a: Array, operand: int) -> Array:
+        """Return the same, a copy in `scratch`."""
+        return self._own(a, operand, partial(scratch, self.xp))
+
+    def _own(self, a: Array, operand: int, empty: Callable[..., Array]) -> Array:
+        dtype = dtype_of(self.xp, self.compute)
+        if self.conjugate[operand]:
+            return self.xp.conj(a, out=empty(a.shape, dtype=dtype))
+        if a.dtype == dtype:
+            return a
+        copy = empty(a.shape, dtype=dtype)
+        copy[...] = a
+        return copy
+
+    def read(self, x: Array, how: Reading, algorithm: Algorithm) -> Array:
+        """Return a box of padded coordinates of the first operand, ready; a copy in `scratch`."""
+        block = padding.read(self.xp, x, how, self.compute, TRAITS[algorithm].last)
+        if not self.conjugate[0]:
+            return block
+        if how.inside is not None and x.dtype == block.dtype:  # a view
+            return self.loaded(block, 0)
+        return self.xp.conj(block, out=block)
+
+
+def part_of(bias: Array | None, there: Index) -> Array | None:
+    """Return what is added to a box: an axis of one is for all."""
+    if bias is None:
+        return None
+    return bias[tuple(s if n > 1 else slice(None) for s, n in zip(there, bias.shape, strict=False))]
+
+
+def store(setup: Setup, there: Array, bias: Array | None, block: Array | None = None) -> None:
+    """Write a block plus bias, or the bias alone, or zeros; the block may be `there` already."""
+    if block is None:
+        block = setup.xp.zeros((), dtype=there.dtype) if bias is None else bias
+    elif bias is not None:
+        block += bias
+    if block is not there:
+        there[...] = cast(setup.xp, block, dtype_name(there.dtype))
