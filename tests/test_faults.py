@@ -161,14 +161,14 @@ def test_a_failure_stops_all_workers(monkeypatch, contraction, error, helper):
     right, begin = call(), namespace._Scratch.begin
     failed, blocks = threading.Event(), []
 
-    def begin_or_fail(scratch, keep):
+    def begin_or_fail(scratch, keep, least):
         blocks.append(keep)
         if (threading.current_thread() is threading.main_thread()) != helper:
             failed.set()
             raise error("in a block")
         assert failed.wait(10)
         time.sleep(0.001)
-        begin(scratch, keep)
+        begin(scratch, keep, least)
 
     def failing():
         with contextlib.suppress(error):

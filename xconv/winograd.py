@@ -40,6 +40,7 @@ from .namespace import (
     merged,
     mirrored,
     most_apart,
+    on_gpu,
     put,
     scratch,
     tiled,
@@ -246,7 +247,11 @@ def _ordered(xp: Namespace, a: Array, b: Array, order: Ints, out: Array | None =
         return xp.permute_dims(xp.matmul(a, b), order)
     shape = itemgetter(*order)((*b.shape[:-2], a.shape[-2], b.shape[-1]))
     block = scratch(xp, shape, b.dtype) if out is None else xp.reshape(out, shape)
-    matmul(xp, a, b, xp.permute_dims(block, _back(order)))
+    place = xp.permute_dims(block, _back(order))
+    if on_gpu(xp):  # where `matmul` is for results in order
+        xp.matmul(a, b, out=place)
+    else:
+        matmul(xp, a, b, place)
     return block
 
 
