@@ -107,3 +107,25 @@ def test_layers_of_many_channels_and_few_positions_are_cut_so():
     assert method((1, 512, 28, 28), (512, 512, 3, 3), max_workspace=2**22) != "banks"
     x, w = np.ones((1, 512, 28, 28), np.complex64), np.ones((512, 512, 3, 3), np.complex64)
     assert xconv.explain(x, w).steps[0].method == "windows"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("size", "kernel", "more"),
+    [
+        ((14, 28), (3, 1), {"stride": (1, 2), "padding": (1, 0)}),
+        ((28, 14), (1, 3), {"stride": (2, 1), "padding": (1, 1)}),
+    ],
+)
+def test_a_nan_beside_cells_that_nothing_reads(bad, size, kernel, more):
+    """Where an axis of one tap has a stride, every other cell is left out beforehand."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 512, *size), np.float32)
+    w = rng.standard_normal((512, 512, *kernel), np.float32)
+    x[0, 3, 5, 5] = x[0, 3, 4, 4] = bad
+    assert xconv.explain(x, w, **more).steps[0].method == "banks"
+    found, want = xconv.conv(x, w, **more), xconv.conv(x, w, method="windows", **more)
+    finite = np.isfinite(want)
+    assert not finite.all()
+    np.testing.assert_array_equal(np.isfinite(found), finite)
+    np.testing.assert_allclose(found[finite], want[finite], atol=1e-2)

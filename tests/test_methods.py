@@ -290,7 +290,7 @@ def test_workers_share_what_they_rearrange(monkeypatch):
 @pytest.fixture(params=["SkylakeX", "Haswell"])
 def kernels(request, monkeypatch):
     """Multiply as with the kernels of processors that have AVX-512, and of others."""
-    monkeypatch.setattr(products, "kernels", lambda: request.param)
+    monkeypatch.setattr(products, "architecture", lambda: request.param)
     return request.param
 
 
@@ -342,6 +342,9 @@ def test_tiles_are_equal_and_not_too_large():
     assert products.tile(10**5, 64, 576) == (32, 36)
     assert products.tile(10**5, 7, 13) is None  # so few results are no tile
     assert products.tile(10**5, 1201, 1201) is None
+    assert products.tile(10**5, 1201, 48) is None  # nor rows of matrices
+    assert products.tile(784, 67, 1200) == (67, 16)
+    assert products.tile(784, 7, 1152) == (7, 144)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])

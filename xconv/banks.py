@@ -71,12 +71,11 @@ def _held(setup: Setup, plan: Banks, x: Array) -> Array:
     xp, geom = setup.xp, plan.geom
     shape = (geom.G, plan.points, plan.tiles, geom.c)
     held = xp.empty(shape, dtype=dtype_of(xp, setup.compute))
-    cells = x[plan.cells]
 
     def transform(part: tuple[Reading, slice]) -> None:
         setup.begin(plan.cut.scratch)
         how, channels = part
-        block = setup.read(cells, how, winograd)
+        block = setup.read(x, how, winograd)
         winograd.inputs(xp, block, plan.window, held[..., channels])
 
     workers.run(plan.data, transform, workers=setup.workers(plan.cut))

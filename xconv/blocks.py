@@ -50,6 +50,7 @@ def forward(
         return
     in_banks = schedule.banks(setup.task, geom, len(pairs), mirrored)
     if in_banks is not None:
+        pairs = [(x[in_banks.cells], w) for x, w in pairs]
         for there in banks.forward(setup, in_banks, pairs[0], y, bias):
             _again(setup, pairs, y, in_banks.geom, bias, mirrored, there)
         return
@@ -176,7 +177,7 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
     in_banks = schedule.banks(setup.task, geom, weights=True)
     if in_banks is None:
         _grad_weight(setup, x, g, dw, geom)
-    elif banks.grad_weight(setup, in_banks, x, g, dw):
+    elif banks.grad_weight(setup, in_banks, x[in_banks.cells], g, dw):
         grad_weight(setup.exact(), x, g, dw, geom)
 
 

@@ -20,7 +20,8 @@ from .products import in_pieces
 # November 2026; those of lines and depthwise but SHORT were measured on an Intel Xeon. Fitted
 # to the suite of `xconv.bench`. What counts is their ratios.
 FLOP = 1 / 90  # of a large product
-LAID, PACKED = 0.85, 1.15  # times as much where BLAS takes matrices as they lie, or of a batch
+LAID = 0.85  # times as much in Winograd's products, where BLAS takes matrices as they lie;
+PACKED = 1.15  # and where it does not. (Nothing here depends on the processor.)
 ROW = 0.1  # a number of the columns, in a product with few rows
 COPY = 0.3  # a number copied in runs, as into columns
 ADD = 0.5  # a number added to others, or put where it belongs
@@ -156,7 +157,7 @@ def _winograd(task: Task, geom: Geometry, o: Ints, weights: bool) -> float:
     tiles *= geom.N * blocks
     sums = geom.K * geom.c
     products = 2 * task.flop * inputs * sums * tiles
-    products *= LAID if in_pieces(geom.c, geom.k) else PACKED
+    products *= LAID if in_pieces(geom.c) else PACKED
     transforms = TILE * task.wide * inputs * (geom.C + geom.K * (1 if weights else 2)) * tiles
     spills = task.itemsize * inputs * sums > SPILL
     weight = POINT * task.wide * inputs * sums * (1 + spills)

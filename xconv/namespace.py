@@ -408,7 +408,7 @@ class _Scratch(threading.local):
     used = 0  # bytes that the block has asked for, whether they were there or not
 
     def begin(self, keep: bool, least: int = 0) -> None:
-        """Free what the last block took; `keep` so much for this one, or `least`, or nothing."""
+        """Free what the last block took; `keep` the larger of that and `least`, or nothing."""
         wanted = max(self.used, least)
         kept = wanted if len(self.memory) < wanted <= self.KEPT else len(self.memory)
         kept = kept if keep else 0
@@ -432,7 +432,8 @@ _scratch = _Scratch()
 def begin_block(xp: Namespace, keep: bool, least: int = 0) -> None:
     """Begin a block, in which `scratch` is free again; say whether a thread may keep it.
 
-    Where blocks of some kinds follow each other, they may be to have `least` bytes each.
+    ``least`` is what the largest of several kinds of blocks in a row takes, so that memory is not
+    made anew for each.
     """
     if on_gpu(xp):
         return

@@ -351,8 +351,9 @@ def groups(geom: Geometry, own: Work, itemsize: int, limits: Limits) -> Boxes | 
 class Banks(NamedTuple):
     """How Winograd's contractions are cut into banks of kernels.
 
-    ``c`` channels of the data are transformed at a time, and ``k`` output channels are a bank;
-    bytes of what is held for all banks, of what one takes, and of its `scratch` alone.
+    ``c`` channels of the data are transformed at a time, and ``k`` output channels are a bank.
+    ``shared`` are the bytes held for all banks, ``block`` those of one, ``scratch`` the part of
+    these that is in its thread's scratch.
     """
 
     c: int
@@ -367,24 +368,24 @@ def banks(
     geom: Geometry, itemsize: int, limits: Limits, converted: bool, weights: bool
 ) -> Banks | None:
     """Cut a contraction by `winograd` into banks of kernels; None: it is not for that."""
+    if geom.k < 2 * BANK:
+        return None
     window = Window(geom.O, geom.W, geom.stride, geom.dilation)
-    sizes, k = (geom.G, geom.N, window), min(BANK, geom.k)
+    sizes, k = (geom.G, geom.N, window), BANK
     cells, positions = (geom.G * geom.N * n for n in (slab(geom, *window[:2]), math.prod(geom.O)))
     c = max(CHANNELS, -(-geom.c // limits.tasks))
     held, steps = winograd.held(*sizes, geom.c), winograd.workspace(*sizes, min(c, geom.c), 0)
+    weights_of_bank = geom.G * k * geom.c * math.prod(geom.W)
     if weights:
         held += winograd.held(*sizes, geom.k)
         steps = max(steps, winograd.weight_workspace(*sizes, 0, min(c, geom.k)))
-        numbers = winograd.weight_workspace(geom.G, 0, window, geom.c, k)
-        results = geom.G * k * geom.c * math.prod(geom.W)
+        bank, results = winograd.weight_workspace(geom.G, 0, window, geom.c, k), weights_of_bank
     else:
-        numbers = winograd.bank_workspace(*sizes, geom.c, k)
-        numbers += converted * geom.G * k * geom.c * math.prod(geom.W)
-        results = positions * k
-    scratch = itemsize * max(numbers, steps + max(cells, positions) * c)
+        bank, results = winograd.bank_workspace(*sizes, geom.c, k), positions * k
+        bank += converted * weights_of_bank
+    scratch = itemsize * max(bank, steps + max(cells, positions) * c)
     shared, block = itemsize * held, scratch + 2 * itemsize * results  # which may be converted
-    fits = shared <= HELD and block <= limits.block and shared + block <= limits.workspace
-    if geom.k < 2 * BANK or not fits:
+    if shared > HELD or block > limits.block or shared + block > limits.workspace:
         return None
     return Banks(c, k, shared, block, scratch)
 

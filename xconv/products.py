@@ -18,24 +18,24 @@ from .namespace import (
     on_gpu,
     scratch,
 )
-from .workers import kernels
+from .workers import architecture
 
 LIMB = 16  # bits: a product has 32,
 LIMBS = 2**21  # of which so many have a sum in float64
-# OpenBLAS's kernels for AVX-512 take small matrices as they lie, and rearrange larger ones first:
-# products in pieces are 10 to 60 % faster. Small are so many
+# OpenBLAS's kernels for AVX-512 take small matrices as they lie, and rearrange larger ones first.
+# In pieces, products are 5 to 60 % faster.
 AVX512 = frozenset(("SkylakeX", "Cooperlake", "SapphireRapids"))
-DIRECT = 10**6  # multiplications,
-TILE = 1200  # and results, where the second matrix is transposed.
-ROWS, COLUMNS = (24, 4), (64, 16)  # the least of a piece, and what it is a multiple of, mostly
-STEP = 16  # what a piece of a sum is a multiple of, mostly
-SMALLEST = 128  # results of a tile, and
-LEAST = 256  # numbers of their sums, from which on tiles pay
-PIECE = 2048  # numbers of a sum that is long, at once
-FEW = 64 * 64  # results of other products, of which these are taken
-# In float32 OpenBLAS's kernels for AVX-512 take 10 to 50 % longer where the transposed operand is
-# the larger one. The operands are exchanged then, if sums have at least so many numbers, and
-# results, which are to be copied, are at most so many.
+DIRECT = 10**6  # multiplications of a small product
+TILE = 1200  # its results, where the second matrix is transposed
+ROWS, COLUMNS = 32, 128  # of a piece, at least and about; smaller ones gain nothing
+STEP = 16  # what the columns of a piece, or a part of a sum, are a multiple of, mostly
+THIN, SMALLEST = 8, 128  # the least side of a tile that is not all of it, and the least results
+LEAST = 256  # numbers of the sums of a tile, at least: shorter ones gain nothing
+PIECE = 2048  # numbers that a tile sums at once, at most; elsewhere, where sums are long and
+FEW = 64 * 64  # results at most so many
+# In float32 these kernels take 10 to 50 % longer where the transposed operand is the larger one.
+# Where there are no tiles the operands are exchanged then, if sums have at least so many numbers,
+# and results, which are to be copied, are at most so many.
 LONG = 512
 COPIED = 2**18
 
@@ -50,47 +50,62 @@ def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array
         return in_cupy(xp, a, b, out)
     if math.prod(out.shape[-2:]) * a.shape[-1] <= DIRECT or not _direct(b):
         return xp.matmul(a, b, out=out)
-    _in_pieces(xp, a, b, out)
-    return out
+    return _by_pieces(xp, a, b, out)
 
 
 def _direct(a: Array) -> bool:
     """Whether BLAS takes small matrices as they lie."""
-    return dtype_name(a.dtype) in ("float32", "float64") and kernels() in AVX512
+    return dtype_name(a.dtype) in ("float32", "float64") and architecture() in AVX512
 
 
-def _in_pieces(xp: Namespace, a: Array, b: Array, out: Array) -> None:
-    """Multiply matrices, the longer one in pieces that BLAS takes as they lie, if they can be."""
-    place, (least, step) = out, ROWS
-    if a.shape[-2] < b.shape[-1]:  # the transposed product, of the same matrices
-        a, b, place = map(xp.matrix_transpose, (b, a, out))
-        least, step = COLUMNS
-    length, others = a.shape[-2], math.prod(b.shape[-2:])
-    most = DIRECT // others
-    if most < least:
-        xp.matmul(a, b, out=place)
-        return
-    size = _even(length, most, step)
-    whole = length // size * size
-    xp.matmul(_split(xp, a, whole, size), b[..., None, :, :], out=_split(xp, place, whole, size))
-    if whole < length:
-        xp.matmul(a[..., whole:, :], b, out=place[..., whole:, :])
+def _by_pieces(xp: Namespace, a: Array, b: Array, out: Array) -> Array:
+    """Multiply matrices in pieces of rows and columns that BLAS takes as they lie."""
+    m, n, length, result = a.shape[-2], b.shape[-1], a.shape[-1], out
+    rows, columns = pieces(m, n, length)
+    if (rows, columns) == (m, n):
+        return xp.matmul(a, b, out=out)
+    whole, width = m - m % rows, n - n % columns
+    if whole < m:
+        xp.matmul(a[..., whole:, :], b, out=out[..., whole:, :])
+        a, out = a[..., :whole, :], out[..., :whole, :]
+    if width < n:
+        xp.matmul(a, b[..., width:], out=out[..., width:])
+        b, out = b[..., :width], out[..., :width]
+    m, n, k = whole // rows, width // columns, out.ndim - 2
+    # (.., 1, m, rows, P) @ (.., n, 1, P, columns) -> (.., n, m, rows, columns)
+    left = xp.reshape(a, (*a.shape[:-2], 1, m, rows, length))  # to split axes is a view
+    right = xp.reshape(b, (*b.shape[:-2], 1, length, n, columns))
+    place = xp.reshape(out, (*out.shape[:-2], m, rows, n, columns))
+    order = (*range(k), k + 2, k, k + 1, k + 3)
+    xp.matmul(left, xp.permute_dims(right, order), out=xp.permute_dims(place, order))
+    return result
 
 
-def in_pieces(length: int, columns: int) -> bool:
-    """Whether a product of many rows, with sums so long, is cut into such pieces."""
-    return ROWS[0] * length * columns <= DIRECT
+def in_pieces(length: int) -> bool:
+    """Whether large products with sums so long are multiplied in pieces."""
+    return ROWS * COLUMNS * length <= DIRECT
+
+
+@lru_cache(maxsize=256)
+def pieces(m: int, n: int, length: int) -> tuple[int, int]:
+    """Return the rows and columns of the pieces of a product of (m, n) with sums so long.
+
+    They are all of them where pieces would be too small to pay.
+    """
+    most = DIRECT // length
+    if most < min(m, ROWS) * min(n, COLUMNS):
+        return m, n
+    columns = _even(n, max(COLUMNS, most // m), STEP)
+    return _even(m, most // columns, ROWS // 8), columns
 
 
 def _even(length: int, most: int, step: int) -> int:
-    """Return the length of pieces of at most so many: all the same, or else multiples of a step."""
-    size = -(-length // -(-length // most))
-    return size if length % size == 0 else min(-(-size // step), most // step) * step
-
-
-def _split(xp: Namespace, a: Array, whole: int, size: int) -> Array:
-    """View the first rows in pieces: (.., rows, n) -> (.., whole / size, size, n)."""
-    return xp.reshape(a[..., :whole, :], (*a.shape[:-2], whole // size, size, a.shape[-1]))
+    """Return the length of parts of at most so many: all the same, or else multiples of a step."""
+    fewest = -(-length // most)
+    for count in range(fewest, fewest + fewest // 2 + 1):
+        if length % count == 0:
+            return length // count
+    return min(-(-length // fewest // step), most // step) * step
 
 
 def product(xp: Namespace, a: Array, b: Array) -> Array:
@@ -162,9 +177,10 @@ def tile(length: int, k: int, m: int) -> tuple[int, int] | None:
     if length < LEAST:
         return None
     most = TILE if length > PIECE else min(TILE, DIRECT // length)
-    sizes = itertools.product(*([i for i in range(1, most + 1) if n % i == 0] for n in (k, m)))
-    found = max((i * j, min(i, j), i, j) for i, j in sizes if i * j <= most)
-    return found[2:] if found[0] >= SMALLEST else None
+    sides = ([i for i in range(min(n, THIN), most + 1) if n % i == 0] for n in (k, m))
+    sizes = ((i * j, min(i, j), i, j) for i, j in itertools.product(*sides))
+    found = max((size for size in sizes if SMALLEST <= size[0] <= most), default=None)
+    return None if found is None else found[2:]
 
 
 def _inner(
@@ -184,12 +200,12 @@ def _inner(
     count = length // size
     whole = count * size
 
-    def pieces(v: Array) -> Array:
+    def parts(v: Array) -> Array:
         v = xp.reshape(v[..., :whole], (*v.shape[:-1], count, size))
         return xp.permute_dims(v, (*range(v.ndim - 3), v.ndim - 2, v.ndim - 3, v.ndim - 1))
 
     room = scratch(xp, (*b.shape[:-2], count, a.shape[-2], b.shape[-2]), b.dtype)
-    each = _transposed(xp, pieces(a), pieces(b), tiles, room)
+    each = _transposed(xp, parts(a), parts(b), tiles, room)
     total = xp.sum(each, axis=-3, dtype=each.dtype, out=out)
     if whole < length:
         total += xp.matmul(a[..., whole:], xp.matrix_transpose(b[..., whole:]))

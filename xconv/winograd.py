@@ -69,7 +69,7 @@ def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -
         w = mirrored(xp, w)
     matrix = constant(xp, _weights, (window.W, turned), w)
     taps = xp.reshape(w, (*w.shape[:3], math.prod(window.W)))
-    if out is not None and out.strides[-1] == out.itemsize:  # of a bank
+    if out is not None and out.strides[-1] == out.itemsize:  # c comes last: `bank`
         # (points, W) @ (G, k, W, c) -> (G, k, points, c)
         xp.matmul(matrix, xp.matrix_transpose(taps), out=out)
         return out
@@ -115,7 +115,7 @@ def multiply(
     m, n, G = _outputs(window.W), _points(window.W), data.shape[0]
     kernels = xp.permute_dims(w, (0, 2, 1, 3))
     # (G, points, N*tiles, c) @ (G, points, c, k) -> (G, points, N*tiles, k)
-    if in_place(xp) and kernels.strides[-1] == kernels.itemsize:
+    if in_place(xp) and kernels.strides[-1] == kernels.itemsize:  # c comes last: `bank`
         room = scratch(xp, (*data.shape[:-1], w.shape[1]), data.dtype)
         y = inner(xp, data, kernels, room)
     else:

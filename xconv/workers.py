@@ -60,7 +60,7 @@ class _Blas:
         found = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
         numpys = [library for library in found if "numpy" in (library.filepath or "")]
         libraries = list(map(_Library, numpys or found))
-        self.kernels = str(getattr((numpys or found or [None])[0], "architecture", ""))
+        self.architecture = str(getattr((numpys or found or [None])[0], "architecture", ""))
         self.shared = [library for library in libraries if not library.per_thread]
         self.own = [library for library in libraries if library.per_thread]
         self.reset()
@@ -149,9 +149,9 @@ with contextlib.suppress(AttributeError):  # Windows does not fork
     os.register_at_fork(after_in_child=_blas.after_fork)
 
 
-def kernels() -> str:
-    """Return the name of the processors that OpenBLAS's kernels in use are for, if it is that."""
-    return _blas.kernels
+def architecture() -> str:
+    """Return the processor that OpenBLAS's kernels are for; nothing, for another library."""
+    return _blas.architecture
 
 
 class available:
