@@ -299,9 +299,10 @@ def kernels(request, monkeypatch):
     ("m", "n", "length", "lead"),
     [
         (40, 60, 50, ()),  # small already
-        (300, 64, 128, (2, 1)),  # rows in pieces and a rest
-        (250, 64, 125, (2, 3)),  # without a rest
-        (64, 300, 128, (2, 3)),  # columns
+        (307, 64, 128, (2, 1)),  # rows in pieces and a rest
+        (300, 64, 128, (2, 3)),  # without a rest
+        (64, 1009, 128, (2, 3)),  # columns
+        (307, 1009, 50, ()),  # both
         (64, 64, 700, ()),  # no piece of so long sums is small
         (10**4, 3, 40, (1,)),
         (1, 10**4, 200, (2,)),
@@ -333,6 +334,20 @@ def test_products_tile_by_tile_are_the_same(kernels, dtype, k, m, length):
     for out in (None, np.zeros((2, 3, k, m), dtype), np.zeros((2, 3, k, m + 1), dtype)[..., :m]):
         begin_block()
         np.testing.assert_array_equal(products.inner(np, a, b, out), want)
+
+
+def test_pieces_are_small_and_not_too_small():
+    for m, n, length in itertools.product(
+        (1, 5, 64, 307, 5000), (3, 130, 3136, 5003), (1, 40, 200)
+    ):
+        rows, columns = products.pieces(m, n, length)
+        assert rows * columns * length <= products.DIRECT
+        assert rows >= min(m, 32)
+        assert columns >= min(n, 64)
+    assert products.pieces(64, 3136, 64) == (64, 224)
+    assert products.pieces(256, 3136, 64) == (128, 112)
+    assert products.pieces(128, 784, 512) == (128, 784)  # they would be too small
+    assert not products.in_pieces(256)
 
 
 def test_tiles_are_equal_and_not_too_large():

@@ -102,7 +102,7 @@ def pieces(m: int, n: int, length: int) -> tuple[int, int]:
 def _even(length: int, most: int, step: int) -> int:
     """Return the length of parts of at most so many: all the same, or else multiples of a step."""
     fewest = -(-length // most)
-    for count in range(fewest, fewest + fewest // 2 + 1):
+    for count in range(fewest, fewest + fewest // 4 + 1):
         if length % count == 0:
             return length // count
     return min(-(-length // fewest // step), most // step) * step
