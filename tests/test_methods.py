@@ -336,6 +336,17 @@ def test_products_tile_by_tile_are_the_same(kernels, dtype, k, m, length):
         np.testing.assert_array_equal(products.inner(np, a, b, out), want)
 
 
+def test_weights_that_run_backwards_are_copied_for_blas():
+    """As flipped kernels of one channel, and those of its input gradient."""
+    w = RNG.integers(-2, 3, (1, 2, 1, 3, 3)).astype("float32")[..., ::-1, ::-1]
+    window = Window((9, 9), (3, 3), (1, 1), (1, 1))
+    want = w.reshape(1, 2, 9).copy()
+    assert w.reshape(1, 2, 9).strides[-1] < 0
+    for matrices in (windows.prepare(np, w, window), scatter.prepare(np, w).mT):
+        np.testing.assert_array_equal(matrices, want)
+        assert matrices.strides[-1] > 0
+
+
 def test_pieces_are_small_and_not_too_small():
     for m, n, length in itertools.product(
         (1, 5, 64, 307, 5000), (3, 130, 3136, 5003), (1, 40, 200)

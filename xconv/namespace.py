@@ -400,6 +400,13 @@ def mirrored(xp: Namespace, a: Array) -> Array:
     return xp.flip(a, axis=tuple(range(SPATIAL, a.ndim)))
 
 
+def forwards(xp: Namespace, a: Array) -> Array:
+    """Return matrices whose rows do not run backwards, as BLAS takes none: a copy where they do."""
+    if in_numpy(xp) and a.strides[-1] < 0:
+        return xp.asarray(a, copy=True, order="C")
+    return a
+
+
 class _Scratch(threading.local):
     """Memory of one thread for the temporary arrays of a block."""
 

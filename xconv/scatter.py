@@ -16,7 +16,7 @@ from functools import partial
 from typing import NamedTuple
 
 from .geometry import ALL, Geometry, Ints
-from .namespace import Array, Namespace, flattened, gapped, on_gpu, scratch, small_buffers
+from .namespace import Array, Namespace, flattened, forwards, gapped, on_gpu, scratch, small_buffers
 from .products import matmul
 
 SHORT = 32  # numbers of a row, which take long to add
@@ -25,7 +25,8 @@ LONGER = 4  # times as many are to be in one run, if samples come last
 
 def prepare(xp: Namespace, w: Array) -> Array:
     """Return w (G, k, c, *W) as the matrices (G, c*W, k)."""
-    return xp.matrix_transpose(xp.reshape(w, (*w.shape[:2], math.prod(w.shape[2:]))))
+    rows = forwards(xp, xp.reshape(w, (*w.shape[:2], math.prod(w.shape[2:]))))
+    return xp.matrix_transpose(rows)
 
 
 def reach(geom: Geometry, axis: int, start: int, stop: int) -> tuple[int, int]:

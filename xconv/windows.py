@@ -13,6 +13,7 @@ from .namespace import (
     Array,
     Namespace,
     flattened,
+    forwards,
     gathered,
     in_place,
     merged,
@@ -36,7 +37,7 @@ def room(xp: Namespace, w: Array, window: Window) -> Array | None:
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
     """Return w (G, k, c, *W) as the matrices (G, k, c*W), in the order of the windows."""
     if out is None:
-        return xp.reshape(w, (*w.shape[:2], math.prod(w.shape[2:])))
+        return forwards(xp, xp.reshape(w, (*w.shape[:2], math.prod(w.shape[2:]))))
     xp.reshape(out, w.shape)[...] = w  # to split axes is a view
     return out
 
