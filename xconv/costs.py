@@ -175,7 +175,7 @@ def banks(task: Task, geom: Geometry, cut: Banks, weights: bool) -> float:
     data = (TILE + HOLD) * (geom.C + geom.K * weights)
     back = 0 if weights else 2 * TILE * geom.K
     transforms = task.wide * points * tiles * (data + back)
-    calls = BANK_CALLS * CALL * -(-geom.k // cut.k)
+    calls = BANK_CALLS * CALL * cut.blocks(geom)
     return START + products + transforms + BANK * task.wide * points * sums + calls
 
 

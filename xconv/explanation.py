@@ -262,8 +262,8 @@ def _planned(task: Task, geom: Geometry, mirrored: bool = False, weights: bool =
     found = choice.candidates(task, geom, 1, mirrored, weights)
     if banks := choice.banks(task, geom, 1, mirrored, weights):
         own = {"banks": costs.banks(task, geom, banks, weights) / 1e9}
-        number = -(-geom.k // banks.k)
-        return Step("banks", number, banks.block, banks.shared, {**own, **_estimates(found)})
+        estimates = {**own, **_estimates(found)}
+        return Step("banks", banks.blocks(geom), banks.block, banks.shared, estimates)
     cut = found[0].cut
     blocks = cut.products(geom) if weights else cut.blocks(geom)
     estimates = _estimates(found) if len(found) > 1 else {}

@@ -15,6 +15,7 @@ from .namespace import (
     Array,
     Namespace,
     flattened,
+    forwards,
     gathered,
     merged,
     strided,
@@ -29,8 +30,7 @@ SHORT = 16  # positions of a row below which samples share a product
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
     """Return w (G, k, c, *W) as the matrices (G, k, W*c), the first axis before the channels."""
     w = xp.permute_dims(w, (0, 1, SPATIAL, 2, *range(SPATIAL + 1, w.ndim)))
-    w = xp.asarray(w, copy=True, order="C")  # mirrored weights may be rows that run backwards
-    return xp.reshape(w, (*w.shape[:2], math.prod(w.shape[2:])))
+    return forwards(xp, xp.reshape(w, (*w.shape[:2], math.prod(w.shape[2:]))))
 
 
 def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:

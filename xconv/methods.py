@@ -4,6 +4,7 @@ Algorithms work on padded blocks in the form of `layout`. There is no `grad_inpu
 functions: at each phase of the stride it is a `forward` with the weights mirrored (see
 `Geometry.phases`), or products first for all of them (`scatter`). Only cuDNN, `bands` and
 `diagonals` take contractions whole: the one cuts by itself, the others are cut into groups alone.
+`banks` has `winograd`'s steps apart: all data first, then some output channels at a time.
 """
 
 from __future__ import annotations

@@ -362,6 +362,10 @@ class Banks(NamedTuple):
     block: int
     scratch: int
 
+    def blocks(self, geom: Geometry) -> int:
+        """Count the banks."""
+        return count((geom.k,), (self.k,))
+
 
 @lru_cache(maxsize=256)
 def banks(
