@@ -92,15 +92,24 @@ def band(geom: Geometry, backwards: bool) -> Band:
     return Band(rows, span, s * rows, -low, span * I, rows * O, geom.I[0], geom.O[0])
 
 
-def prepare(xp: Namespace, w: Array, geom: Geometry, backwards: bool) -> Array:
-    """Return the band matrices (G, height, width) of the weights (G, 1, 1, *W)."""
-    how, G = band(geom, backwards), w.shape[0]
-    places = constant(xp, _places, (_alone(geom), backwards), w)
-    # (G, W) @ (W, height*width), one call: to copy each tap takes as long, and calls for each
-    matrices = xp.matmul(xp.reshape(w, (G, -1)), places)
+def room(xp: Namespace, w: Array, geom: Geometry, backwards: bool) -> Array:
+    """Return memory for the band matrices (G, height, width) of the weights (G, 1, 1, *W)."""
+    how = band(geom, backwards)
     if how.upright:
-        return xp.reshape(matrices, (G, how.height, how.width))
-    return xp.matrix_transpose(xp.reshape(matrices, (G, how.width, how.height)))
+        return xp.empty((w.shape[0], how.height, how.width), dtype=w.dtype)
+    return xp.matrix_transpose(xp.empty((w.shape[0], how.width, how.height), dtype=w.dtype))
+
+
+def prepare(
+    xp: Namespace, w: Array, geom: Geometry, backwards: bool, out: Array | None = None
+) -> Array:
+    """Return the band matrices of the weights, in `out`, which is `room` for them."""
+    out = room(xp, w, geom, backwards) if out is None else out
+    places = constant(xp, _places, (_alone(geom), backwards), w)
+    lines = out if band(geom, backwards).upright else xp.matrix_transpose(out)
+    # (G, W) @ (W, height*width), one call: to copy each tap takes as long, and calls for each
+    xp.matmul(xp.reshape(w, (len(w), -1)), places, out=xp.reshape(lines, (len(w), -1)))
+    return out
 
 
 def products(

@@ -257,19 +257,19 @@ def _banded(
 ) -> list[slice]:
     """Write a contraction some groups at a time; return those that are to be written again."""
     spoiled: list[slice] = []
-    known = True  # that no weight is a NaN: those that meet padding alone are left out
+    weights = None
     if contraction == "grad_weight":
         contract = _diagonals(setup, operand, other, geom)
     else:
         weights = setup.ready(other, 1)
-        known = finite(weights)
         contract = _bands(setup, operand, weights, result, geom, contraction == "grad_input")
 
     def work(own: slice) -> None:
         setup.begin()
         there = result[own]
         block = contract(own, there)
-        if not finite(block) or not (known or finite(weights[own])):
+        # weights that meet padding alone are left out, whatever they are
+        if not finite(block) or not (weights is None or finite(weights[own])):
             spoiled.append(own)
         store(setup, there, part_of(bias, (own,)), block)
 
@@ -284,15 +284,16 @@ def _bands(
     """Return what computes some groups by `bands`, in their part of the result if that can be.
 
     As threads wait for each other while in Python, the products of all groups are made before
-    they start, if these are few and no block has to be copied.
+    they start, if these are few and no block has to be copied; what they multiply, in each block.
     """
     xp, dtype = setup.xp, dtype_of(setup.xp, setup.compute)
-    matrices, found = bands.prepare(xp, weights, geom, backwards), None
+    matrices, found = bands.room(xp, weights, geom, backwards), None
     if a.dtype == result.dtype == dtype and not setup.conjugate[0]:
         found = bands.products(xp, a, matrices, geom, backwards, result)
     products = [] if found is None else [*itertools.islice(found, MANY)]
 
     def contract(own: slice, there: Array) -> Array:
+        bands.prepare(xp, weights[own], geom, backwards, matrices[own])
         if not 0 < len(products) < MANY:
             return bands.contract(xp, setup.loaded(a[own], 0), matrices[own], geom, backwards)
         for left, right, place in products:
