@@ -751,6 +751,15 @@ def test_explain_shows_every_phase_and_library():
         xconv.explain(x, w, contraction=1)
 
 
+def test_explain_tells_long_times_in_seconds():
+    x = np.broadcast_to(np.float32(1), (1, 1, 2048, 2048))
+    told = xconv.explain(x, np.ones((1, 1, 63, 63), "float32"))
+    (step,) = told.steps
+    assert step.estimates["windows"] > 1 > step.estimates["fft"]
+    assert f"fft {step.estimates['fft'] * 1e3:.3g} ms" in str(told)
+    assert f"windows {step.estimates['windows']:.3g} s" in str(told)
+
+
 def test_explain_of_an_expression_has_no_blocks():
     import array_api_strict as strict
 

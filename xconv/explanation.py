@@ -54,13 +54,17 @@ class Step:
         if self.block_bytes:
             text += f" of {_bytes(self.block_bytes)}, shared {_bytes(self.shared_bytes)}"
         if self.estimates:
-            times = (f"{name} {seconds * 1e3:.3g} ms" for name, seconds in self.estimates.items())
+            times = (f"{name} {_time(seconds)}" for name, seconds in self.estimates.items())
             text += f"; estimated on one core: {', '.join(times)}"
         return text
 
 
 def _bytes(count: int) -> str:
     return f"{count / MIB:.3g} MiB" if count >= MIB else f"{count / 1024:.3g} KiB"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 @dataclass(frozen=True)
