@@ -332,13 +332,17 @@ def groups(geom: Geometry, own: Work, itemsize: int, limits: Limits) -> Boxes | 
     """Cut a contraction by `bands` or `diagonals`; None: no group fits beside what is prepared."""
     sizes = geom.N * (math.prod(geom.I) + math.prod(geom.O)) + math.prod(geom.W)
     each = itemsize * (own.kept + 2 * sizes)  # it may have to convert what it reads and writes
-    made = (itemsize + POINTER) * own.shared  # of a list first, by each worker
+    made = (itemsize + POINTER) * own.shared  # of a list first, by each worker or before all blocks
     if not limits.ample and own.shared > KEPT:
         return None
     (g,) = _first(halved((geom.G,), (0,)), lambda shape: each * shape[0] <= limits.block)
     operations = geom.G * (SMALL * own.products * own.operations + MOVED * (own.copied + sizes))
     (g,) = _fed((geom.G,), (g,), operations, (1,), limits.tasks, 2 * GRAIN)
-    shared, block = itemsize * geom.G * own.prepared, each * g + made
+    shared, block = itemsize * geom.G * own.prepared, each * g
+    if shared:
+        shared += made
+    else:
+        block += made
     if 2 * shared > limits.workspace or shared + block > limits.workspace:
         return None
     return Boxes(g, 1, geom.N, geom.O, shared, block)
