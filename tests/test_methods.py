@@ -16,6 +16,8 @@ from threadpoolctl import threadpool_limits
 import xconv
 from xconv import (
     bands,
+    choice,
+    costs,
     depthwise,
     diagonals,
     fft,
@@ -955,6 +957,37 @@ def test_a_nan_among_the_weights_meets_padding_in_small_depthwise_layers():
     assert xconv.explain(x, w, groups=64, padding=1).steps[0].method == "bands"
     y = xconv.conv(x, w, groups=64, padding=1)
     assert np.isnan(y[:, 0]).all() and np.isfinite(y[:, 1:]).all()
+
+
+@pytest.mark.parametrize("contraction", ["forward", "grad_input"])
+def test_blocks_of_groups_have_their_own_weights(contraction):
+    x, w = normal(8, 384, 14, 14), normal(384, 1, 3, 3)
+    options = {"groups": 384, "padding": 1}
+    (step,) = xconv.explain(x, w, contraction=contraction, **options).steps
+    assert step.method == "bands" and step.blocks > 1
+
+    def result(w, **more):
+        if contraction == "forward":
+            return xconv.conv(x, w, **options, **more)
+        return xconv.conv_grad_input(x, w, (14, 14), **options, **more)
+
+    np.testing.assert_allclose(result(w), result(w, method="taps"), atol=1e-5)
+    w[300, 0, 1, 1] = np.nan
+    assert (np.isnan(result(w)).all(axis=(0, 2, 3)) == (np.arange(384) == 300)).all()
+
+
+def test_a_nan_among_the_weights_of_bands_without_products(monkeypatch):
+    """No output reads the input, so no block has a product that the NaN spreads in."""
+    monkeypatch.setattr(costs, "banded", lambda *_: 0.0)
+    choice.banded.cache_clear()
+    x, w = np.ones((8, 64, 14, 14)), np.ones((64, 1, 3, 3))
+    w[40, 0, 1, 0] = np.nan
+    options = {"groups": 64, "stride": (100, 1), "padding": (50, 1)}
+    assert xconv.explain(x, w, **options).steps[0].method == "bands"
+    y = xconv.conv(x, w, **options)
+    choice.banded.cache_clear()
+    assert np.isnan(y[:, 40, :, 1:]).all() and y.shape == (8, 64, 2, 14)
+    assert (np.delete(y, 40, axis=1) == 0).all()
 
 
 def test_wide_diagonals_are_not_kept():

@@ -95,6 +95,7 @@ def band(geom: Geometry, backwards: bool) -> Band:
 def room(xp: Namespace, w: Array, geom: Geometry, backwards: bool) -> Array:
     """Return memory for the band matrices (G, height, width) of the weights (G, 1, 1, *W)."""
     how = band(geom, backwards)
+    _single_taps(xp, w, geom, backwards)  # made once, before threads ask for them
     if how.upright:
         return xp.empty((w.shape[0], how.height, how.width), dtype=w.dtype)
     return xp.matrix_transpose(xp.empty((w.shape[0], how.width, how.height), dtype=w.dtype))
@@ -103,13 +104,18 @@ def room(xp: Namespace, w: Array, geom: Geometry, backwards: bool) -> Array:
 def prepare(
     xp: Namespace, w: Array, geom: Geometry, backwards: bool, out: Array | None = None
 ) -> Array:
-    """Return the band matrices of the weights, in `out`, which is `room` for them."""
+    """Return the band matrices of the weights, in `out`, which is `room` for them or part of it."""
     out = room(xp, w, geom, backwards) if out is None else out
-    places = constant(xp, _places, (_alone(geom), backwards), w)
     lines = out if band(geom, backwards).upright else xp.matrix_transpose(out)
+    places = _single_taps(xp, w, geom, backwards)
     # (G, W) @ (W, height*width), one call: to copy each tap takes as long, and calls for each
     xp.matmul(xp.reshape(w, (len(w), -1)), places, out=xp.reshape(lines, (len(w), -1)))
     return out
+
+
+def _single_taps(xp: Namespace, w: Array, geom: Geometry, backwards: bool) -> Array:
+    """Return the band matrices of single taps, (W, height*width), which are kept."""
+    return constant(xp, _places, (_alone(geom), backwards), w)
 
 
 def products(

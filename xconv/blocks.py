@@ -268,7 +268,7 @@ def _banded(
         setup.begin()
         there = result[own]
         block = contract(own, there)
-        # weights that meet padding alone are left out, whatever they are
+        # outputs that read padding alone have no product that a NaN of the weights spreads in
         if not finite(block) or not (weights is None or finite(weights[own])):
             spoiled.append(own)
         store(setup, there, part_of(bias, (own,)), block)

@@ -55,8 +55,8 @@ class Work(NamedTuple):
     """What one group takes: products, operations of each, numbers copied.
 
     Small matrices are counted as somewhat larger ones, which take as long. So many numbers are
-    `prepared` before all blocks, and `kept` in one. ``calls`` are those of NumPy for all groups
-    together, ``shared`` the numbers of a matrix that is for all of them.
+    `prepared` in memory that all blocks share, and `kept` in one. ``calls`` are those of NumPy for
+    all groups together, ``shared`` the numbers of a matrix that is for all of them.
     """
 
     products: int
