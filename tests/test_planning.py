@@ -363,6 +363,26 @@ def test_sums_in_pieces_are_counted(monkeypatch, algorithm, G, N, c, k, O):
     assert estimate <= (1.01 if algorithm is pointwise else 1.05) * most
 
 
+@pytest.mark.parametrize("weights", [False, True], ids=["forward", "weights"])
+@pytest.mark.parametrize("W", [(3, 3), (5, 1), (2, 4)], ids=str)
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_blocks_of_winograd_are_whole_tiles(W, dilation, weights):
+    """Together they have as many tiles as one block of all outputs, if they are of all phases."""
+    geom = geometry(2, 48, 80, (221, 150), W, options(2, 1, 0, dilation, 1))
+    others = geom.stride, geom.dilation
+    most = winograd.sizes(Window(geom.O, W, *others))[1]
+    for mebibytes in (2, 3, 5, 8):
+        limits = plan.Limits(64 * 2**20, mebibytes * 2**20)
+        o = (plan.grad_weight if weights else plan.forward)(geom, winograd, 4, limits).o
+        assert o[0] < geom.O[0]
+        if o[0] < dilation:
+            continue
+        starts = itertools.product(*map(range, (0, 0), geom.O, o))
+        boxes = (tuple(map(min, o, np.subtract(geom.O, start))) for start in starts)
+        assert most == sum(winograd.sizes(Window(box, W, *others))[1] for box in boxes)
+    assert o[0] >= dilation
+
+
 @pytest.mark.parametrize("algorithm", [taps, windows, pointwise, lines, depthwise, winograd, fft])
 def test_sums_are_cut_where_they_may_be(algorithm):
     W = (1, 1) if algorithm is pointwise else (3, 3)

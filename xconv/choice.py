@@ -127,7 +127,7 @@ def candidates(
         except Refusal as refusal:
             refusals.append(refusal)
             continue
-        cost = costs.estimate(task, geom, algorithm, (cut.n, *cut.o), mirrored, weights)
+        cost = costs.estimate(task, geom, algorithm, cut, mirrored, weights)
         found.append(Candidate(cost, algorithm, cut))
     if not found:
         raise refusals[0]

@@ -13,7 +13,7 @@ from . import bands, depthwise, diagonals, fft, lines, pointwise, windows, winog
 from .geometry import Geometry, Ints, Window, Work, slab
 from .methods import Algorithm
 from .namespace import COMPLEX, Namespace, itemsize, on_gpu
-from .plan import Banks, Boxes, Limits, count
+from .plan import Banks, Boxes, Limits, Plan, count
 from .products import in_pieces
 
 # Nanoseconds on one core of AMD EPYCs (Zen 3 and Zen 4) with NumPy 2.4's OpenBLAS, float32,
@@ -37,9 +37,9 @@ SHORT = 0.83  # an operation of such a product, against a large one
 CALL = 5000.0  # one call of NumPy, on a small array
 WEIGHT = 3.0  # a weight rearranged, once for all blocks
 TILE = 0.9  # a number of a Winograd tile at its points, transformed forth; back takes twice as long
-POINT = 1.0  # a weight transformed for Winograd, per point, once for all blocks
+POINT = 1.0  # a weight transformed for Winograd, per point: once, its gradient in each block
 BANK = 0.5  # the same in a bank of kernels
-HOLD = 1.0  # a number of transformed data that is held for all banks, beside TILE
+HOLD = 0.9  # a number of transformed data that is held for all banks, beside TILE
 BANK_CALLS = 20  # of NumPy for a bank
 SPILL = 2**24  # bytes of these beyond which they take twice as long: the caches are full
 WAVE = 0.23  # a number in a Fourier transform, per level
@@ -107,17 +107,17 @@ class Task(NamedTuple):
 
 
 def estimate(
-    task: Task, geom: Geometry, algorithm: Algorithm, block: Ints, mirrored: bool, weights: bool
+    task: Task, geom: Geometry, algorithm: Algorithm, cut: Plan, mirrored: bool, weights: bool
 ) -> float:
-    """Estimate a contraction in blocks of so many samples, and outputs along the axes.
+    """Estimate a contraction that is cut into blocks.
 
     ``mirrored`` weights are those of an input gradient; ``weights`` says that the contraction is a
     weight gradient and not a forward one.
     """
     if algorithm is winograd:
-        return _winograd(task, geom, block[1:], weights)
+        return _winograd(task, geom, cut, weights)
     if algorithm is fft:
-        return _fft(task, geom, block, weights)
+        return _fft(task, geom, cut, weights)
     if algorithm is depthwise:
         return _depthwise(task, geom, weights)
     points, outputs, sums = math.prod(geom.W), geom.N * math.prod(geom.O), geom.K * geom.c
@@ -134,14 +134,14 @@ def estimate(
         more += _lines(task, geom, weights)
     more += copied * (copy * task.wide + run / geom.O[-1])
     rearranged = geom.k > 1 and not weights  # not for one row, which is no product of matrices
-    if rearranged and _together(algorithm, geom, block) > CACHED:
+    if rearranged and _together(algorithm, geom, cut) > CACHED:
         more += task.rates.pack * task.wide * columns
     return products + task.rows(columns, geom.k) + more
 
 
-def _together(algorithm: Algorithm, geom: Geometry, block: Ints) -> int:
-    """Count the numbers of the columns of one product of a block of samples and outputs."""
-    samples, o = block[0], block[1:]
+def _together(algorithm: Algorithm, geom: Geometry, cut: Plan) -> int:
+    """Count the numbers of the columns of one product of a block."""
+    samples, o = cut.n, cut.o
     if algorithm is windows:
         positions = samples * math.prod(o)
     elif algorithm is lines:
@@ -151,16 +151,19 @@ def _together(algorithm: Algorithm, geom: Geometry, block: Ints) -> int:
     return positions * geom.c * math.prod(geom.W)
 
 
-def _winograd(task: Task, geom: Geometry, o: Ints, weights: bool) -> float:
-    window, blocks = Window(o, geom.W, geom.stride, geom.dilation), count(geom.O, o)
-    inputs, tiles = winograd.sizes(window)
+def _winograd(task: Task, geom: Geometry, cut: Plan, weights: bool) -> float:
+    window, blocks = Window(cut.o, geom.W, geom.stride, geom.dilation), count(geom.O, cut.o)
+    points, tiles = winograd.sizes(window)
     tiles *= geom.N * blocks
+    blocks *= -(-geom.N // cut.n)
     sums = geom.K * geom.c
-    products = 2 * task.flop * inputs * sums * tiles
+    products = 2 * task.flop * points * sums * tiles
     products *= LAID if in_pieces(geom.c) else PACKED
-    transforms = TILE * task.wide * inputs * (geom.C + geom.K * (1 if weights else 2)) * tiles
-    spills = task.itemsize * inputs * sums > SPILL
-    weight = POINT * task.wide * inputs * sums * (1 + spills)
+    # data is transformed anew for each part of the other channels
+    data, others = geom.C * -(-geom.k // cut.k), geom.K * (-(-geom.c // cut.c) if weights else 2)
+    transforms = TILE * task.wide * points * (data + others) * tiles
+    spills = task.itemsize * points * sums > SPILL
+    weight = POINT * task.wide * points * sums * (1 + spills) * (blocks if weights else 1)
     phases = CALL * math.prod(winograd.phases(window)) * blocks
     return START + products + transforms + weight + phases
 
@@ -179,17 +182,16 @@ def banks(task: Task, geom: Geometry, cut: Banks, weights: bool) -> float:
     return START + products + transforms + BANK * task.wide * points * sums + calls
 
 
-def _fft(task: Task, geom: Geometry, block: Ints, weights: bool) -> float:
-    samples, *o = block
-    lengths = zip(o, geom.W, geom.stride, geom.dilation, strict=True)
+def _fft(task: Task, geom: Geometry, cut: Plan, weights: bool) -> float:
+    lengths = zip(cut.o, geom.W, geom.stride, geom.dilation, strict=True)
     one = math.prod(
         float(fft.fast(s * (n - 1) + d * (w - 1) + 1))  # ints of many axes may be no float
         for n, w, s, d in lengths
     )
-    sums, cells = geom.K * geom.c, one * count(geom.O, tuple(o))
+    sums, cells = geom.K * geom.c, one * count(geom.O, cut.o)
     data, products = cells * geom.N * (geom.C + geom.K), cells * sums
     if weights:
-        products *= -(-geom.N // samples)
+        products *= -(-geom.N // cut.n)
     # most rows of padded weights are zeros, and not transformed along the last axis
     transformed = data + (products if weights else one * sums / 2)
     waves = WAVE * transformed * math.log2(one + 1)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, Protocol
 
 from . import depthwise, fft, lines, pointwise, taps, windows, winograd
-from .geometry import Window
+from .geometry import Ints, Window
 from .namespace import Array, Namespace
 
 
@@ -48,7 +48,8 @@ class Traits(NamedTuple):
 
     ``cuts`` says whether sums over channels and taps may be cut into parts. Blocks are ``long``
     times as large as others where calls are short, and none is cut below some positions and output
-    channels to feed cores. Channels are to come ``last`` in memory where a block is a copy.
+    channels to feed cores. Channels are to come ``last`` in memory where a block is a copy. Blocks
+    are to have whole tiles of ``tile(window)`` outputs.
     ``room(xp, w, window)`` returns an array to prepare parts of the weights in, or None where that
     is little work.
     """
@@ -58,6 +59,7 @@ class Traits(NamedTuple):
     positions: int = 256
     channels: int = 64
     last: bool = False
+    tile: Callable[[Window], Ints] | None = None
     room: Callable[[Namespace, Array, Window], Array | None] | None = None
 
 
@@ -65,7 +67,13 @@ TRAITS: dict[Algorithm, Traits] = {
     windows: Traits(positions=96, channels=256, room=windows.room),
     taps: Traits(),
     winograd: Traits(
-        cuts=False, long=2, positions=1024, channels=128, last=True, room=winograd.room
+        cuts=False,
+        long=2,
+        positions=1024,
+        channels=128,
+        last=True,
+        tile=winograd.tile,
+        room=winograd.room,
     ),
     fft: Traits(cuts=False),
     pointwise: Traits(),

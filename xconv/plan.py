@@ -180,6 +180,16 @@ def _fed(
     return tuple(current)
 
 
+def _in_tiles(geom: Geometry, algorithm: Algorithm, o: Ints, fits: Callable[[Ints], bool]) -> Ints:
+    """Make a block larger, if that fits, so that its outputs fill the tiles that it takes anyway."""
+    tile = TRAITS[algorithm].tile
+    if tile is None:
+        return o
+    tiles = tile(Window(o, geom.W, geom.stride, geom.dilation))
+    larger = tuple(min(-(-n // m) * m, end) for n, m, end in zip(o, tiles, geom.O, strict=True))
+    return larger if fits(larger) else o
+
+
 @lru_cache(maxsize=256)
 def forward(
     geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Limits, converted: bool = False
@@ -263,11 +273,13 @@ def _forward(
     rows = (-(-traits.positions // math.prod(some)) for some in (o, o[1:]))
     least = (*rows, *o[1:], 1, traits.channels)  # of fewer, blocks would prepare the same data
     n, *o, g, k = _fed(everything, (n, *o, g, held[1]), work, least, limits.tasks)
-    size = block((g, k, *held[2:]), (g, n, *o), w)
+    own, room = (g, k, *held[2:]), limits.workspace - shared
+    outputs = _in_tiles(geom, algorithm, tuple(o), lambda o: block(own, (g, n, *o), w) <= room)
+    size = block(own, (g, n, *outputs), w)
     if (held[2], *w) != whole[2:]:  # of sums in parts, each block prepares the weights of one
         shared, size = 0, size + weights((g, k, held[2], *w))
     _check(shared + size, limits)
-    return Plan(held[0], held[1], g, k, n, tuple(o), held[2], w, shared, size)
+    return Plan(held[0], held[1], g, k, n, outputs, held[2], w, shared, size)
 
 
 class Boxes(NamedTuple):
@@ -447,8 +459,11 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
     fed = _fed(everything, (n, *o, *held), work, (*least, 1, k, CHANNELS, *w), limits.tasks)
     (n, *o), held = fed[: 1 + geom.rank], fed[1 + geom.rank :]
     g, k, c, *w = held
-    shared, size = itemsize * math.prod(held), block(held, (n, *o))
+    shared = itemsize * math.prod(held)
+    room = limits.workspace - shared
+    outputs = _in_tiles(geom, algorithm, tuple(o), lambda o: block(held, (n, *o)) <= room)
+    size = block(held, (n, *outputs))
     _check(shared + size, limits)
-    cut = Plan(g, k, g, k, n, tuple(o), c, tuple(w), shared, size)
+    cut = Plan(g, k, g, k, n, outputs, c, tuple(w), shared, size)
     check_number(cut.products(geom), limits)
     return cut

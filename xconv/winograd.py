@@ -275,6 +275,12 @@ def _outputs(W: Ints) -> Ints:
     return tuple(points - w + 1 if w > 1 else 1 for w in W)
 
 
+def tile(window: Window) -> Ints:
+    """Return the outputs along each axis that one tile of every phase has, 1 if some have none."""
+    sizes = zip(window.O, _outputs(window.W), window.dilation, strict=True)
+    return tuple(m * d if d <= o else 1 for o, m, d in sizes)
+
+
 @lru_cache(maxsize=256)
 def _points(W: Ints) -> Ints:
     """Return n, the points of a tile per axis."""
