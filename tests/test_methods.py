@@ -24,14 +24,18 @@ from xconv import (
     geometry,
     lines,
     namespace,
+    plan,
     pointwise,
     products,
     scatter,
     schedule,
+    setup,
     taps,
     windows,
     winograd,
+    workers,
 )
+from xconv.costs import Task
 from xconv.geometry import Geometry, Window
 
 RNG = np.random.default_rng(0)
@@ -493,9 +497,34 @@ def test_one_tap_from_and_to_where_arrays_lie(size, dtype):
 def test_where_positions_are_one_range():
     geom = geometry.geometry(4, 3, 2, (6, 5, 4), (1, 1, 1), geometry.options(3, 1, 0, 1, 1))
     box = ((0, 1), (0, 2), (1, 3))
-    assert schedule._flat(geom, *box, ((2, 4), (0, 5), (0, 4)))[3] == slice(40, 80)
-    assert schedule._flat(geom, *box, ((2, 3), (1, 5), (0, 4))) is None
-    assert schedule._flat(geom, *box, ((0, 6), (0, 5), (0, 3))) is None
+    assert schedule._flat(geom, *box, (2, 4))[3] == slice(40, 80)
+
+
+@pytest.mark.parametrize(("length", "whole"), [(1000, True), (2**20, False)])
+def test_parts_of_rows_are_no_range_of_positions(length, whole):
+    geom = geometry.geometry(1, 3, 2, (4, length), (1, 1), geometry.options(2, 1, 0, 1, 1))
+    limits = plan.CPU._replace(block=2**20)
+    planned = schedule.forward(Task(np, "auto", "float32", "float32", limits, False), geom)
+    assert planned.flat == whole == (planned.cut.o[-1] == length)
+    blocks = [block for one in planned.passes() for block in one.blocks]
+    assert all((block.flat is not None) == whole for block in blocks)
+
+
+@pytest.mark.parametrize(("step", "count"), [(1, 2), (2, 1)])
+def test_all_workers_multiply_where_arrays_lie(step, count, monkeypatch):
+    """Which takes no memory, where the copies of more blocks than one would not fit."""
+    x, w = np.ones((1, 8, 64, 64 * step), "float32")[..., ::step], np.ones((8, 8, 1, 1), "float32")
+    run, found = workers.run, []
+
+    def counted(tasks, work, workers):
+        found.append(workers)
+        run(tasks, work, workers=workers)
+
+    monkeypatch.setattr(workers, "run", counted)
+    monkeypatch.setattr(setup, "at_once", lambda *_: 1)
+    with threadpool_limits(2):
+        y = xconv.conv(x, w)
+    assert (y == 8).all() and found == [count]
 
 
 def test_sums_over_samples_count_as_long():
@@ -884,7 +913,10 @@ def test_fft_blocks_have_the_next_lengths(window):
 def test_blocks_are_long_and_stay_in_the_cache(method, kernel, contraction):
     x, w = np.broadcast_to(np.float32(1), (2, 2, 3000, 3000)), np.ones((2, 2, kernel, kernel))
     told = xconv.explain(x, w.astype("float32"), contraction=contraction, method=method)
-    most = 2**24 if method == "fft" else 2**23  # blocks below its weights' size would be slow
+    # of spectra, blocks below the size of the weights' would be slow; those of one tap read and
+    # write arrays where they lie
+    large = method == "fft" or (kernel == 1 and contraction == "forward")
+    most = 2**24 if large else 2**23
     assert 2**22 <= told.steps[0].block_bytes <= most
 
 

@@ -60,6 +60,7 @@ def forward(
     checked = choice.spreads(setup.task, plan.algorithm)
     spoiled: list[Index] = []
     flat = _flat(setup, pairs[0], y) if plan.flat and once else None
+    count = setup.workers(plan.cut) if flat is None else setup.threads  # without any memory
 
     def work(block: Block) -> None:
         there = y[block.there]
@@ -79,7 +80,7 @@ def forward(
             _prepared(setup, plan, w, one.weights, one.window) if plan.terms == 1 else None
             for _, w in pairs
         ]
-        workers.run(one.blocks, work, workers=setup.workers(plan.cut))
+        workers.run(one.blocks, work, workers=count)
     held = []
     for there in spoiled:
         _again(setup, pairs, y, plan.geom, bias, mirrored, there)

@@ -47,15 +47,16 @@ class Traits(NamedTuple):
     """How an algorithm's blocks are cut and read.
 
     ``cuts`` says whether sums over channels and taps may be cut into parts. Blocks are ``long``
-    times as large as others where calls are short, and none is cut below some positions and output
-    channels to feed cores. Channels are to come ``last`` in memory where a block is a copy. Blocks
-    are to have whole tiles of ``tile(window)`` outputs.
-    ``room(xp, w, window)`` returns an array to prepare parts of the weights in, or None where that
-    is little work.
+    times as large as others where calls are short, and those of forward contractions twice as
+    large again where one would be less ``work``; none is cut below some positions and output
+    channels to feed cores, and they are to have whole tiles of ``tile(window)`` outputs. Channels
+    are to come ``last`` in memory where a block is a copy. ``room(xp, w, window)`` returns an array
+    to prepare parts of the weights in, or None where that is little work.
     """
 
     cuts: bool = True
     long: int = 1
+    work: int = 0
     positions: int = 256
     channels: int = 64
     last: bool = False
@@ -76,7 +77,7 @@ TRAITS: dict[Algorithm, Traits] = {
         room=winograd.room,
     ),
     fft: Traits(cuts=False),
-    pointwise: Traits(),
+    pointwise: Traits(positions=192, work=56_000_000),
     lines: Traits(positions=96, channels=256),
     depthwise: Traits(cuts=False),
 }

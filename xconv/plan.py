@@ -180,8 +180,22 @@ def _fed(
     return tuple(current)
 
 
+def _widest(geom: Geometry, algorithm: Algorithm, most: int) -> Ints:
+    """Return the most outputs of a block, on which prepared weights may depend.
+
+    With one group and channel it is to have at most so many numbers, but for cells that no output
+    reads.
+    """
+
+    def numbers(o: Ints) -> int:
+        window = Window(o, geom.W, geom.stride, geom.dilation)
+        return algorithm.workspace(1, 1, window, 1, 1) + 3 * math.prod(o)
+
+    return _first(halved(geom.O, tuple(range(geom.rank))), lambda o: numbers(o) <= most)
+
+
 def _in_tiles(geom: Geometry, algorithm: Algorithm, o: Ints, fits: Callable[[Ints], bool]) -> Ints:
-    """Make a block larger, if that fits, so that its outputs fill the tiles that it takes anyway."""
+    """Make a block larger, if that fits: its outputs fill the tiles that it takes anyway."""
     tile = TRAITS[algorithm].tile
     if tile is None:
         return o
@@ -230,14 +244,7 @@ def _forward(
     def block(held: Ints, shape: Ints, w: Ints) -> int:
         return itemsize * numbers(held, shape, w)
 
-    def alone(o: Ints) -> int:
-        """Bytes of a block of one group and channel, but for cells that no output reads."""
-        return itemsize * (algorithm.workspace(1, 1, window(o, geom.W), 1, 1) + 3 * math.prod(o))
-
-    # the widest of these: what prepared weights may depend on
-    widest = _first(
-        halved(geom.O, tuple(range(geom.rank))), lambda o: alone(o) <= traits.long * limits.block
-    )
+    widest = _widest(geom, algorithm, traits.long * limits.block // itemsize)
 
     def weights(held: Ints) -> int:
         g, k, c, *w = held
@@ -256,10 +263,18 @@ def _forward(
     shared = weights(held)
     wanted = min(max(traits.long * limits.block, 2 * shared), limits.workspace - shared)
     samples_first = (1, 0) if math.prod(geom.O) >= POSITIONS else (0, 1)
+    work = _operations(geom) * (2 if geom.k < FEW else 1)
+    work += MOVED * numbers(held, (geom.G, geom.N, *geom.O), held[3:])
 
     def shape_for(w: Ints) -> Ints:
-        shapes = halved((held[0], geom.N, *widest), (*samples_first, *range(2, 2 + geom.rank)))
-        return _first(shapes, lambda shape: block(held, shape, w) <= wanted)
+        axes = (held[0], geom.N, *widest), (*samples_first, *range(2, 2 + geom.rank))
+
+        def within(size: int) -> Ints:
+            return _first(halved(*axes), lambda shape: block(held, shape, w) <= size)
+
+        shape = within(wanted)
+        little = work < traits.work * count((geom.G, geom.N, *geom.O), shape)
+        return within(min(2 * wanted, limits.workspace - shared)) if little else shape
 
     w = held[3:]
     g, n, *o = shape_for(w)
@@ -268,8 +283,6 @@ def _forward(
         w = single  # a dilated block would be mostly cells that no tap reads
         g, n, *o = shape_for(w)
     everything = (geom.N, *geom.O, held[0], held[1])
-    work = _operations(geom) * (2 if geom.k < FEW else 1)
-    work += MOVED * numbers(held, (geom.G, geom.N, *geom.O), held[3:])
     rows = (-(-traits.positions // math.prod(some)) for some in (o, o[1:]))
     least = (*rows, *o[1:], 1, traits.channels)  # of fewer, blocks would prepare the same data
     n, *o, g, k = _fed(everything, (n, *o, g, held[1]), work, least, limits.tasks)

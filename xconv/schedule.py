@@ -38,7 +38,7 @@ class Block(NamedTuple):
     """A box of the result, and the products that add up to it.
 
     ``prepared`` is its place in the weights that are prepared for it and others, `flat` the box
-    (groups, samples, output channels, positions), where positions can be one axis.
+    (groups, samples, output channels, positions) where positions are one axis.
     """
 
     there: Index
@@ -98,6 +98,7 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
     positions = _axes((geom.N, *geom.O), (cut.n, *cut.o))
     terms = cut.terms(geom)
     flat = chosen is pointwise and not on_gpu(task.xp) and pointwise.flattens(geom)
+    flat = flat and cut.o[1:] == geom.O[1:]  # so that a block's positions are one range
 
     def block(held: Sequence[Range], box: tuple[Range, ...]) -> Block:
         own, k, samples, *outputs = box
@@ -107,7 +108,7 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
             for some in boxes(sums):
                 yield _part(geom, own, samples, outputs, some, _slices((own, k, *some)))
 
-        one_axis = _flat(geom, own, k, samples, outputs) if flat else None
+        one_axis = _flat(geom, own, k, samples, outputs[0]) if flat else None
         return Block(_slices(box), prepared, one_axis, _kept(products, terms))
 
     def passes(keep: bool) -> Iterator[Pass]:
@@ -282,15 +283,10 @@ def _kept(make: Callable[[bool], Iterator[T]], many: int) -> Callable[[], Iterab
     return partial(make, False) if many > FEW else partial(iter, tuple(make(True)))
 
 
-def _flat(
-    geom: Geometry, own: Range, k: Range, samples: Range, outputs: Sequence[Range]
-) -> Index | None:
-    """Return a block whose positions are one range of all positions in a row, or None."""
-    first, *others = outputs
-    if any(b - a < o for (a, b), o in zip(others, geom.O[1:], strict=True)):
-        return None
+def _flat(geom: Geometry, own: Range, k: Range, samples: Range, rows: Range) -> Index:
+    """Return a block of whole rows as one of a range of all positions in a row."""
     row = math.prod(geom.O[1:])
-    return _slices((own, samples, k, (first[0] * row, first[1] * row)))
+    return _slices((own, samples, k, (rows[0] * row, rows[1] * row)))
 
 
 def _part(
