@@ -47,8 +47,8 @@ class Traits(NamedTuple):
     """How an algorithm's blocks are cut and read.
 
     ``cuts`` says whether sums over channels and taps may be cut into parts. Blocks are ``long``
-    times as large as others where calls are short, and those of forward contractions twice as
-    large again where one would be less ``work``; none is cut below some positions and output
+    times as large as others where calls are short; where many would be little work, those of a
+    forward contraction are to be ``double`` the size. None is cut below some positions and output
     channels to feed cores, and they are to have whole tiles of ``tile(window)`` outputs. Channels
     are to come ``last`` in memory where a block is a copy. ``room(xp, w, window)`` returns an array
     to prepare parts of the weights in, or None where that is little work.
@@ -56,7 +56,7 @@ class Traits(NamedTuple):
 
     cuts: bool = True
     long: int = 1
-    work: int = 0
+    double: bool = False
     positions: int = 256
     channels: int = 64
     last: bool = False
@@ -77,7 +77,7 @@ TRAITS: dict[Algorithm, Traits] = {
         room=winograd.room,
     ),
     fft: Traits(cuts=False),
-    pointwise: Traits(positions=192, work=56_000_000),
+    pointwise: Traits(positions=192, double=True),
     lines: Traits(positions=96, channels=256),
     depthwise: Traits(cuts=False),
 }

@@ -30,6 +30,7 @@ SHORTEST_SUM = 2**16
 # shorter than POSITIONS or CHANNELS would be slow.
 TASKS = 4
 GRAIN = 28_000_000  # operations from which on there are two blocks; from 8 times as many on, four
+LITTLE = 2 * GRAIN  # operations of a block below which it had better be larger
 MOVED = 10  # a number moved counts as so many
 FEW = 32  # output channels below which operations take twice as long
 POINTER = 8  # bytes
@@ -273,7 +274,8 @@ def _forward(
             return _first(halved(*axes), lambda shape: block(held, shape, w) <= size)
 
         shape = within(wanted)
-        little = work < traits.work * count((geom.G, geom.N, *geom.O), shape)
+        blocks = count((geom.G, geom.N, *geom.O), shape)
+        little = traits.double and blocks > limits.tasks and work < LITTLE * blocks
         return within(min(2 * wanted, limits.workspace - shared)) if little else shape
 
     w = held[3:]
