@@ -270,7 +270,7 @@ def test_who_waits_long_sleeps(pause, monkeypatch):
 
 
 INTERRUPTS = """
-import random, signal, sys, time
+import os, random, signal, sys, time
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 import xconv
@@ -278,6 +278,9 @@ from xconv import call, plan
 
 def counts():
     return [library["num_threads"] for library in threadpool_info()]
+
+def allowed():
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 threadpool_limits(2)
 rng = np.random.default_rng(0)
@@ -294,7 +297,7 @@ def timed():
     run()
     return time.perf_counter() - start
 
-right, before = run(), counts()
+right, before = run(), (counts(), allowed())
 seconds = min(timed() for _ in range(5))  # threads that wait for each other may take much longer
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 random.seed(0)
@@ -309,13 +312,13 @@ for _ in range(int(sys.argv[1])):
     except KeyboardInterrupt:
         interrupted += 1
     assert run() == right
-    assert counts() == before, counts()
+    assert (counts(), allowed()) == before, (counts(), allowed())
 print(interrupted)
 """
 
 
 def test_interrupted_anywhere():
-    """At random moments; the next call is right, and gives BLAS back what it had."""
+    """At random moments; the next call is right, and gives back BLAS's threads and cores."""
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTS, "40"],
         capture_output=True,

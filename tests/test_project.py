@@ -46,7 +46,7 @@ PUBLIC = {
 LINES = """
     errors
     geometry
-    namespace
+    cores namespace
     workers
     dtypes layout padding products
     bands depthwise diagonals fft lines pointwise scatter taps windows winograd

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import threadpoolctl
 
+from . import cores
 from .namespace import quiet
 
 AWAKE = 0.0002  # seconds that a worker waits for another one before it sleeps
@@ -217,16 +218,17 @@ def run(
                 finish(task, result)
             del result  # before the next one is made
         return
-    crew = _Crew(iter(tasks), work, finish)
-    try:
-        _blas.hire(workers - 1, crew.help)
-        crew.toil()
-        crew.end()
-    except BaseException:  # an interrupt may come at any time, while waiting too
-        crew.stop()
-        crew.end()
-        crew.failure = None  # its traceback holds the frames of the call, which hold it
-        raise
+    with cores.held() as place:
+        crew = _Crew(iter(tasks), work, finish, place)
+        try:
+            _blas.hire(workers - 1, crew.help)
+            crew.toil()
+            crew.end()
+        except BaseException:  # an interrupt may come at any time, while waiting too
+            crew.stop()
+            crew.end()
+            crew.failure = None  # its traceback holds the frames of the call, which hold it
+            raise
     failure, crew.failure = crew.failure, None
     try:
         if failure is not None:
@@ -254,9 +256,11 @@ class _Crew:
     of it, as in a `threading.Condition` or a pool of `concurrent.futures`, which then wait forever.
     """
 
-    def __init__(self, tasks: Iterator[Any], work: Any, finish: Any) -> None:
+    def __init__(
+        self, tasks: Iterator[Any], work: Any, finish: Any, place: cores.Place | None
+    ) -> None:
         self.tasks: Iterator[tuple[int, Any]] = enumerate(tasks)
-        self.work, self.finish = work, finish
+        self.work, self.finish, self.place = work, finish, place
         self.lock = threading.Lock()
         self.stopped = False
         self.failure: BaseException | None = None
@@ -270,6 +274,7 @@ class _Crew:
         with self.lock:
             self.helping += 1
         try:
+            cores.avoid(self.place)
             with quiet():
                 self.toil()
         except BaseException as failure:
