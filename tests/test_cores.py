@@ -1,6 +1,7 @@
-"""Where threads run: a caller stays on its core while it has helpers, and they keep off it."""
+"""Where threads run: a helper on its caller's core moves, and the caller is held for a while."""
 
 import contextlib
+import math
 import os
 import threading
 
@@ -18,79 +19,108 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def allowed():
-    """The cores of this thread, which it has afterwards again."""
+def allowed(monkeypatch):
+    """The cores of this thread, which it has afterwards again, and of one helper of its own."""
     before = os.sched_getaffinity(0)
+    monkeypatch.setattr(workers, "_blas", workers._Blas())
+    monkeypatch.setattr(cores, "_until", 0.0)
     yield before
     after = os.sched_getaffinity(0)
     os.sched_setaffinity(0, before)
     assert after == before
 
 
-def together(count=2):
-    """Run one task on each of some workers; return the caller's cores and its helpers'."""
-    meeting, main = threading.Barrier(count, timeout=10), threading.get_ident()
-    found = {}
+def together(given=None):
+    """Run a task on the caller and one on a helper; return their cores, or give it some."""
+    meeting, main, found = threading.Barrier(2, timeout=10), threading.get_ident(), {}
 
     def work(_):
         meeting.wait()
+        if given and threading.get_ident() != main:
+            os.sched_setaffinity(0, given)
         found[threading.get_ident()] = os.sched_getaffinity(0)
         meeting.wait()
 
-    workers.run(range(count), work, workers=count)
-    return found.pop(main), list(found.values())
+    workers.run(range(2), work, workers=2)
+    own = found.pop(main)
+    (other,) = found.values()
+    return own, other
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_helpers_keep_off_their_callers_core(count, allowed):
-    own, others = together(count)
-    assert len(own) == 1
-    assert others == [allowed - own] * (count - 1)
+def on(monkeypatch, core, helpers):
+    """Let the caller be on one core, and its helpers on another or the same."""
+    main = threading.get_ident()
+    monkeypatch.setattr(cores, "_core", lambda: core if threading.get_ident() == main else helpers)
 
 
-def test_helpers_follow_their_caller(allowed):
-    """To another core, and to those that it may have."""
-    for core in allowed:
-        os.sched_setaffinity(0, {core})  # which moves this thread
-        os.sched_setaffinity(0, allowed)
-        own, others = together()
-        assert others == [allowed - own]
+def test_a_helper_leaves_the_core_of_its_caller(allowed, monkeypatch):
+    """Which is held there from then on, for a while."""
+    for core in sorted(allowed)[:2]:
+        on(monkeypatch, core, core)
+        monkeypatch.setattr(cores, "_until", 0.0)
+        assert together() == (allowed, allowed - {core})
+        on(monkeypatch, core, -1)
+        assert together() == ({core}, allowed - {core})
+        assert os.sched_getaffinity(0) == allowed
+        monkeypatch.setattr(cores, "_until", 0.0)
+        assert together() == (allowed, allowed - {core})
 
 
-def test_a_caller_on_one_core_leaves_its_helpers_where_they_are(allowed):
-    _, before = together()
-    os.sched_setaffinity(0, {min(allowed)})
-    own, after = together()
-    assert own == {min(allowed)}
-    assert after == before
-    assert os.sched_getaffinity(0) == own
+def test_a_helper_leaves_the_core_that_its_caller_is_held_on(allowed, monkeypatch):
+    second = sorted(allowed)[1]
+    monkeypatch.setattr(cores, "_until", math.inf)
+    together({second})
+    on(monkeypatch, second, second)
+    assert together() == ({second}, allowed - {second})
+
+
+def test_helpers_elsewhere_stay_there(allowed, monkeypatch):
+    on(monkeypatch, min(allowed), -1)
+    assert together() == (allowed, allowed)
+    assert cores._until == 0
+
+
+def test_a_caller_on_one_core_leaves_its_helpers_where_they_are(allowed, monkeypatch):
+    core = min(allowed)
+    os.sched_setaffinity(0, {core})
+    on(monkeypatch, core, core)
+    assert together() == ({core}, allowed)
+    assert cores._until == 0
     os.sched_setaffinity(0, allowed)
 
 
-def test_cores_are_restored_after_errors(allowed):
+def test_cores_are_restored_after_errors(allowed, monkeypatch):
+    monkeypatch.setattr(cores, "_until", math.inf)
+    held = []
+
     def work(_):
-        assert len(os.sched_getaffinity(0)) < len(allowed)
+        held.append(os.sched_getaffinity(0))
         raise OSError("of a task")
 
     with pytest.raises(OSError, match="of a task"):
         workers.run(range(2), work, workers=2)
+    assert min(map(len, held)) == 1
     assert os.sched_getaffinity(0) == allowed
 
 
-def test_cores_are_restored_after_uses_within_uses(allowed):
+def test_uses_within_uses(allowed, monkeypatch):
+    monkeypatch.setattr(cores, "_until", math.inf)
     with cores.held() as outer:
         with cores.held() as inner:
             assert inner == outer
+            assert inner.allowed == allowed
         with cores.held() as another:
             assert another.allowed == allowed
     assert os.sched_getaffinity(0) == allowed
 
 
-def test_an_interrupted_use_is_made_up_for_by_the_next(allowed):
+def test_an_interrupted_use_is_made_up_for_by_the_next(allowed, monkeypatch):
+    monkeypatch.setattr(cores, "_until", math.inf)
     with contextlib.suppress(KeyboardInterrupt):
         cores.held().__enter__()
         raise KeyboardInterrupt
     assert len(os.sched_getaffinity(0)) == 1
+    monkeypatch.setattr(cores, "_until", 0.0)
     together()
     assert os.sched_getaffinity(0) == allowed
 
@@ -100,16 +130,17 @@ def test_where_threads_cannot_be_moved(missing, allowed, monkeypatch):
     def refuse(*_):
         raise PermissionError
 
-    if missing == "function":
-        monkeypatch.setattr(cores, "_core", None)
-    else:
-        monkeypatch.setattr(os, "sched_setaffinity", refuse)
-    own, _ = together()
-    assert own == allowed
-    x, w = np.ones((8, 16, 40, 40), "float32"), np.ones((16, 16, 1, 1), "float32")
-    with threadpool_limits(2):
-        assert (xconv.conv(x, w) == 16).all()
-    monkeypatch.undo()
+    on(monkeypatch, min(allowed), min(allowed))
+    with monkeypatch.context() as patch:
+        patch.setattr(cores, "_until", math.inf)
+        if missing == "function":
+            patch.setattr(cores, "_core", None)
+        else:
+            patch.setattr(os, "sched_setaffinity", refuse)
+        assert together() == (allowed, allowed)
+        x, w = np.ones((8, 16, 40, 40), "float32"), np.ones((16, 16, 1, 1), "float32")
+        with threadpool_limits(2):
+            assert (xconv.conv(x, w) == 16).all()
 
 
 def test_no_core_is_asked_for_where_none_can_be_set(monkeypatch):

@@ -274,7 +274,7 @@ class _Crew:
         with self.lock:
             self.helping += 1
         try:
-            cores.avoid(self.place)
+            cores.leave(self.place)
             with quiet():
                 self.toil()
         except BaseException as failure:
