@@ -82,7 +82,9 @@ def test_helpers_elsewhere_stay_there(allowed, monkeypatch):
 
 def test_a_caller_on_one_core_leaves_its_helpers_where_they_are(allowed, monkeypatch):
     core = min(allowed)
+    together()  # a thread begins with the cores of the one that starts it
     os.sched_setaffinity(0, {core})
+    monkeypatch.setattr(cores, "_until", 0.0)
     on(monkeypatch, core, core)
     assert together() == ({core}, allowed)
     assert cores._until == 0
