@@ -69,6 +69,7 @@ def test_a_helper_leaves_the_core_of_its_caller(allowed, monkeypatch):
 def test_a_helper_leaves_the_core_that_its_caller_is_held_on(allowed, monkeypatch):
     second = sorted(allowed)[1]
     monkeypatch.setattr(cores, "_until", math.inf)
+    on(monkeypatch, second, -1)
     together({second})
     on(monkeypatch, second, second)
     assert together() == ({second}, allowed - {second})
@@ -82,9 +83,9 @@ def test_helpers_elsewhere_stay_there(allowed, monkeypatch):
 
 def test_a_caller_on_one_core_leaves_its_helpers_where_they_are(allowed, monkeypatch):
     core = min(allowed)
+    on(monkeypatch, core, -1)
     together()  # a thread begins with the cores of the one that starts it
     os.sched_setaffinity(0, {core})
-    monkeypatch.setattr(cores, "_until", 0.0)
     on(monkeypatch, core, core)
     assert together() == ({core}, allowed)
     assert cores._until == 0
