@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 import xconv
 from xconv import (
     bands,
+    costs,
     depthwise,
     fft,
     lines,
@@ -376,11 +377,62 @@ def test_blocks_of_winograd_are_whole_tiles(W, dilation, weights):
         o = (plan.grad_weight if weights else plan.forward)(geom, winograd, 4, limits).o
         assert o[0] < geom.O[0]
         if o[0] < dilation:
+            assert winograd.tile(Window(o, W, *others))[0] == 1
             continue
         starts = itertools.product(*map(range, (0, 0), geom.O, o))
         boxes = (tuple(map(min, o, np.subtract(geom.O, start))) for start in starts)
         assert most == sum(winograd.sizes(Window(box, W, *others))[1] for box in boxes)
     assert o[0] >= dilation
+
+
+@pytest.mark.parametrize(
+    ("cut", "I", "dilation", "limits", "o"),
+    [
+        (plan.grad_weight, (176, 49), 3, plan.Limits(991095, 8 * 2**20), (3, 43)),
+        (plan.forward, (191, 180), 1, plan.Limits(131696, 2 * 2**20), (1, 23)),
+    ],
+)
+def test_tiles_stay_in_parts_where_whole_ones_do_not_fit(cut, I, dilation, limits, o):
+    found = cut(geometry(1, 8, 64, I, (3, 3), options(2, 1, 0, dilation, 1)), winograd, 4, limits)
+    assert found.o == o
+    assert found.shared + found.block <= limits.allowed
+
+
+@pytest.mark.parametrize(
+    ("N", "C", "K", "I", "limits", "blocks"),
+    [
+        (8, 16, 96, 112, plan.CPU, 8),  # of twice the size
+        (8, 16, 96, 112, plan.Limits(9 * 2**20, 8 * 2**20), 16),  # which would not fit
+        (8, 512, 128, 28, plan.CPU, 8),  # each is much work
+        (4, 24, 24, 112, plan.CPU, 4),  # there are no more than cores need
+    ],
+)
+def test_blocks_of_one_tap_are_larger_where_each_is_little_work(N, C, K, I, limits, blocks):
+    geom = geometry(N, C, K, (I, I), (1, 1), options(2, 1, 0, 1, 1))
+    cut = plan.forward(geom, pointwise, 4, limits)
+    assert cut.blocks(geom) == blocks
+    assert (cut.block > limits.block) == ((C, limits) == (16, plan.CPU))
+
+
+def test_winograd_estimates_count_what_is_done_anew():
+    """Transforms of data for each part of channels, and of gradients of weights in each block."""
+    geom = geometry(8, 64, 256, (58, 58), (3, 3), options(2, 1, 0, 1, 1))
+    task = costs.Task(np, "auto", "float32", "float32", plan.CPU, False)
+    whole = plan.Plan(1, 256, 1, 256, 8, geom.O, 64, geom.W, 0, 0)
+    points, tiles = 36, 14 * 14 * 8
+
+    def more(weights, **parts):
+        cuts = whole._replace(**parts), whole
+        one, other = (costs.estimate(task, geom, winograd, cut, False, weights) for cut in cuts)
+        return one - other
+
+    assert more(False, k=64) == pytest.approx(3 * costs.TILE * points * 64 * tiles)
+    assert more(True, k=64) == pytest.approx(3 * costs.TILE * points * 64 * tiles)
+    assert more(True, c=16) == pytest.approx(3 * costs.TILE * points * 256 * tiles)
+    gradients = costs.POINT * points * 64 * 256 + costs.CALL
+    assert more(True, n=2) == pytest.approx(3 * gradients)
+    assert more(True, o=(28, 56)) == pytest.approx(gradients)
+    assert more(False, n=2) == pytest.approx(3 * costs.CALL)
 
 
 @pytest.mark.parametrize("algorithm", [taps, windows, pointwise, lines, depthwise, winograd, fft])

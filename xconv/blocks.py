@@ -60,7 +60,8 @@ def forward(
     checked = choice.spreads(setup.task, plan.algorithm)
     spoiled: list[Index] = []
     flat = _flat(setup, pairs[0], y) if plan.flat and once else None
-    count = setup.workers(plan.cut) if flat is None else setup.threads  # without any memory
+    # where arrays lie blocks take no memory, so there can be as many at once as there are threads
+    at_once = setup.workers(plan.cut) if flat is None else setup.threads
 
     def work(block: Block) -> None:
         there = y[block.there]
@@ -80,7 +81,7 @@ def forward(
             _prepared(setup, plan, w, one.weights, one.window) if plan.terms == 1 else None
             for _, w in pairs
         ]
-        workers.run(one.blocks, work, workers=count)
+        workers.run(one.blocks, work, workers=at_once)
     held = []
     for there in spoiled:
         _again(setup, pairs, y, plan.geom, bias, mirrored, there)

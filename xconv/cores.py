@@ -1,11 +1,13 @@
-"""Where threads run, on Linux: a helper that finds itself on its caller's core moves elsewhere.
+"""Where threads run, on Linux: a helper that finds itself on its caller's core moves to another.
 
 The kernel puts a thread that wakes up on an idle core, if it finds one. In a virtual machine it
 takes a core that has slept for a moment for a busy one, as the host may have given it to others,
 and puts the thread on the core of the one that woke it: there the two take turns until loads are
 balanced, some 30 milliseconds later. Threads that wait for Python's lock wake each other up many
-times in a call; so for a while the caller is held on its core, or they would meet again at once.
+times in a call; so for a while callers are held on their cores, or they would meet again at once.
 Without this a call of a millisecond gains nothing from a second core after each pause.
+
+While a thread is held, others see that core alone as its affinity.
 """
 
 from __future__ import annotations
@@ -16,73 +18,76 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 HELD = 0.05  # seconds in which callers are held after a helper was on the core of one
 
 
-class Place(NamedTuple):
-    """The core that a caller is on, its thread, and where that may run later, if it is held."""
-
-    core: int
-    thread: int
-    allowed: set[int] | None
-
-
 class _Own(threading.local):
-    """On which cores a thread that is held may run afterwards; None: it is not held."""
+    """The core that a caller is held on and those that it had before; those that a helper had."""
 
-    before: set[int] | None = None
+    held: tuple[int, set[int]] | None = None
+    left: set[int] | None = None
 
 
 _own = _Own()
+_until = 0.0  # when no caller is to be held any longer
 
 
-def _asks_for_core() -> Callable[[], int] | None:
-    """Return the function that tells on which core a thread is, where threads can be moved."""
+def _asks_for_core() -> Callable[[], int]:
+    """Return the function that tells on which core a thread is; -1 where it cannot be moved."""
     if hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError, AttributeError):
             found: Callable[[], int] = ctypes.PyDLL(None).sched_getcpu
             return found
-    return None
+    return lambda: -1
 
 
 _core = _asks_for_core()
-_until = 0.0  # when to hold callers no longer
 
 
 class held:
-    """Hold the thread on its core, if a helper was on it lately; the value is its `Place`, or None.
+    """Hold the thread on its core, if a helper was on one lately; the value is the core, or -1."""
 
-    What is to be restored is written down before: an interrupt may come anywhere, and the thread's
-    next use then restores it.
-    """
-
-    def __enter__(self) -> Place | None:
-        if _core is None:
-            return None
-        place = Place(_core(), threading.get_native_id(), _own.before)
-        if _own.before is not None or time.perf_counter() < _until:
+    def __enter__(self) -> int:
+        core = _core()
+        if core >= 0 and time.perf_counter() < _until and _own.held is None:
             with contextlib.suppress(OSError):  # as in some sandboxes
-                _own.before = _own.before or os.sched_getaffinity(0)
-                os.sched_setaffinity(0, {place.core})
-            place = place._replace(allowed=_own.before)
-        return place
+                _own.held = core, os.sched_getaffinity(0)  # before it is: an interrupt may come
+                os.sched_setaffinity(0, {core})
+        return core
 
     def __exit__(self, *_: object) -> None:
-        if _own.before is not None:
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, _own.before)
-            _own.before = None
+        release()
 
 
-def leave(place: Place | None) -> None:
-    """Move the thread, a helper, off the core of its caller, and keep it off."""
-    global _until
-    if _core is None or place is None or _core() != place.core:
+def release() -> None:
+    """Let the thread run where it could before it was held, if it is; no call leaves it so."""
+    if _own.held is None:
         return
+    core, before = _own.held
     with contextlib.suppress(OSError):
-        others = (place.allowed or os.sched_getaffinity(place.thread)) - {place.core}
-        if others:
-            os.sched_setaffinity(0, others)
-            _until = time.perf_counter() + HELD
+        if os.sched_getaffinity(0) == {core}:  # or it was given others meanwhile
+            os.sched_setaffinity(0, before)
+    _own.held = None
+
+
+def release_in_time() -> None:
+    """Do that in a call that takes longer than threads are to be held."""
+    if _own.held is not None and time.perf_counter() >= _until:
+        release()
+
+
+def leave(core: int) -> None:
+    """Move the thread, a helper, off the core of its caller, and keep it off for as long."""
+    global _until
+    now = time.perf_counter()
+    with contextlib.suppress(OSError):
+        if _own.left is not None and now >= _until:
+            os.sched_setaffinity(0, _own.left)
+            _own.left = None
+        if core < 0 or _core() != core:
+            return
+        before = _own.left or os.sched_getaffinity(0)
+        if len(before) > 1:
+            _own.left, _until = before, now + HELD
+            os.sched_setaffinity(0, before - {core})

@@ -106,13 +106,13 @@ class _Blas:
 
     def hire(self, count: int, job: Callable[[], None]) -> None:
         """Have the job done by up to `count` of the kept threads as well, when they are free."""
-        if self.threads < count:
-            self._recruit(count)
         for _ in range(min(count, self.threads)):
             self.jobs.put(job)
 
-    def _recruit(self, count: int) -> None:
+    def recruit(self, count: int) -> None:
         """Start threads until there are so many."""
+        if self.threads >= count:
+            return
         with self.lock, contextlib.suppress(RuntimeError):  # no new threads: Python shuts down
             while self.threads < count:
                 # a daemon, as an interrupt may come while it starts: then nobody would end it
@@ -163,6 +163,7 @@ class available:
         return 1 if _alone.on else max(self.before, default=1)
 
     def __exit__(self, *_: object) -> None:
+        cores.release()  # what an interrupt may have left
         _blas.leave(self.before)
 
 
@@ -218,8 +219,9 @@ def run(
                 finish(task, result)
             del result  # before the next one is made
         return
-    with cores.held() as place:
-        crew = _Crew(iter(tasks), work, finish, place)
+    _blas.recruit(workers - 1)  # first: a thread begins with the cores of the one that starts it
+    with cores.held() as core:
+        crew = _Crew(iter(tasks), work, finish, core)
         try:
             _blas.hire(workers - 1, crew.help)
             crew.toil()
@@ -256,11 +258,9 @@ class _Crew:
     of it, as in a `threading.Condition` or a pool of `concurrent.futures`, which then wait forever.
     """
 
-    def __init__(
-        self, tasks: Iterator[Any], work: Any, finish: Any, place: cores.Place | None
-    ) -> None:
+    def __init__(self, tasks: Iterator[Any], work: Any, finish: Any, core: int) -> None:
         self.tasks: Iterator[tuple[int, Any]] = enumerate(tasks)
-        self.work, self.finish, self.place = work, finish, place
+        self.work, self.finish, self.core = work, finish, core
         self.lock = threading.Lock()
         self.stopped = False
         self.failure: BaseException | None = None
@@ -274,7 +274,7 @@ class _Crew:
         with self.lock:
             self.helping += 1
         try:
-            cores.leave(self.place)
+            cores.leave(self.core)
             with quiet():
                 self.toil()
         except BaseException as failure:
@@ -309,6 +309,7 @@ class _Crew:
             if task is None:
                 return
             result = self.work(task)
+            cores.release_in_time()
             if self.finish:
                 self.turn(number)
                 if self.stopped:
