@@ -164,6 +164,11 @@ def _operations(geom: Geometry) -> int:
     return 2 * geom.N * geom.K * math.prod(geom.O) * geom.c * math.prod(geom.W)
 
 
+def _work(geom: Geometry, moved: int) -> int:
+    """Count the operations of a contraction that moves so many numbers, as many as take as long."""
+    return _operations(geom) * (2 if geom.k < FEW else 1) + MOVED * moved
+
+
 def _fed(
     whole: Ints, shape: Ints, work: int, smallest: Ints, wanted: int, grain: int = GRAIN
 ) -> Ints:
@@ -262,10 +267,10 @@ def _forward(
     smaller = halved(whole, cuts)
     held = _first((h for h in smaller if math.prod(h[2:]) >= shortest), fits)
     shared = weights(held)
-    wanted = min(max(traits.long * limits.block, 2 * shared), limits.workspace - shared)
+    room = limits.workspace - shared
+    wanted = min(max(traits.long * limits.block, 2 * shared), room)
     samples_first = (1, 0) if math.prod(geom.O) >= POSITIONS else (0, 1)
-    work = _operations(geom) * (2 if geom.k < FEW else 1)
-    work += MOVED * numbers(held, (geom.G, geom.N, *geom.O), held[3:])
+    work = _work(geom, numbers(held, (geom.G, geom.N, *geom.O), held[3:]))
 
     def shape_for(w: Ints) -> Ints:
         axes = (held[0], geom.N, *widest), (*samples_first, *range(2, 2 + geom.rank))
@@ -276,19 +281,19 @@ def _forward(
         shape = within(wanted)
         blocks = count((geom.G, geom.N, *geom.O), shape)
         little = traits.double and blocks > limits.tasks and work < LITTLE * blocks
-        return within(min(2 * wanted, limits.workspace - shared)) if little else shape
+        return within(min(2 * wanted, room)) if little else shape
 
     w = held[3:]
     g, n, *o = shape_for(w)
     gaps = slab(geom, tuple(o), w) > math.prod(w) * slab(geom, tuple(o), single)
-    if traits.cuts and (gaps or block(held, (g, n, *o), w) > limits.workspace - shared):
+    if traits.cuts and (gaps or block(held, (g, n, *o), w) > room):
         w = single  # a dilated block would be mostly cells that no tap reads
         g, n, *o = shape_for(w)
     everything = (geom.N, *geom.O, held[0], held[1])
     rows = (-(-traits.positions // math.prod(some)) for some in (o, o[1:]))
     least = (*rows, *o[1:], 1, traits.channels)  # of fewer, blocks would prepare the same data
     n, *o, g, k = _fed(everything, (n, *o, g, held[1]), work, least, limits.tasks)
-    own, room = (g, k, *held[2:]), limits.workspace - shared
+    own = (g, k, *held[2:])
     outputs = _in_tiles(geom, algorithm, tuple(o), lambda o: block(own, (g, n, *o), w) <= room)
     size = block(own, (g, n, *outputs), w)
     if (held[2], *w) != whole[2:]:  # of sums in parts, each block prepares the weights of one
@@ -466,8 +471,7 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
         held = (*held[:3], *single)
         n, *o = shape_for(held)
     g, k, c, *w = held
-    work = _operations(geom) * (2 if geom.k < FEW else 1)
-    work += MOVED * numbers(whole, (geom.N, *geom.O))
+    work = _work(geom, numbers(whole, (geom.N, *geom.O)))
     everything = (geom.N, *geom.O, *whole)
     positions = max(POSITIONS, traits.positions)
     least = (-(-positions // math.prod(o)), -(-positions // math.prod(o[1:])), *o[1:])
