@@ -293,10 +293,13 @@ def test_workers_share_what_they_rearrange(monkeypatch):
     np.testing.assert_array_equal(dx[0], right)
 
 
-@pytest.fixture(params=["SkylakeX", "Haswell"])
+@pytest.fixture(params=["AMD", "Intel", "older"])
 def kernels(request, monkeypatch):
-    """Multiply as with the kernels of processors that have AVX-512, and of others."""
-    monkeypatch.setattr(products, "architecture", lambda: request.param)
+    """Multiply as on AMD's and Intel's processors that have AVX-512, and on others."""
+    monkeypatch.setattr(
+        products, "architecture", lambda: "Haswell" if request.param == "older" else "SkylakeX"
+    )
+    monkeypatch.setattr(products, "in_runs", lambda: request.param == "Intel")
     return request.param
 
 
@@ -365,6 +368,50 @@ def test_pieces_are_small_and_not_too_small():
     assert products.pieces(256, 3136, 64) == (128, 112)
     assert products.pieces(128, 784, 512) == (128, 784)  # they would be too small
     assert not products.in_pieces(256)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("m", "n", "length", "intel"),
+    [
+        (64, 1000, 64, True),  # near
+        (64, 10**5, 64, False),
+        (32, 10**5, 64, True),  # thin
+        (33, 10**5, 64, False),
+    ],
+)
+def test_large_products_are_in_pieces(kernels, monkeypatch, dtype, m, n, length, intel):
+    """Where the processor reads what is beyond a core's cache in long runs: those that are near."""
+    by_pieces, seen = products._by_pieces, []
+
+    def spy(xp, a, b, out):
+        seen.append(out.shape)
+        return by_pieces(xp, a, b, out)
+
+    monkeypatch.setattr(products, "_by_pieces", spy)
+    begin_block()
+    products.matmul(np, np.ones((m, length), dtype), np.ones((length, n), dtype))
+    assert bool(seen) == (kernels == "AMD" or (kernels == "Intel" and intel))
+
+
+@pytest.mark.parametrize(("k", "m", "intel"), [(64, 64, False), (32, 640, True), (640, 32, True)])
+def test_inner_products_are_tile_by_tile(kernels, monkeypatch, k, m, intel):
+    """On such processors where results are thin."""
+    seen = []
+    monkeypatch.setattr(products, "_inner", lambda *args: seen.append(args))
+    products.inner(np, np.ones((k, 400)), np.ones((m, 400)))
+    tiles = [args[4] for args in seen]
+    tiled = kernels == "AMD" or (kernels == "Intel" and intel)
+    assert tiles == [products.tile(400, k, m) if tiled else None]
+    assert products.tile(400, k, m) is not None
+
+
+def test_instructions_are_those_that_numpy_found(monkeypatch):
+    config = {"SIMD Extensions": {"baseline": ["X86_V2"], "found": ["AVX512_SPR"]}}
+    monkeypatch.setattr(np, "show_config", lambda mode: config)
+    assert workers.instructions.__wrapped__() == {"AVX512_SPR"}
+    config["SIMD Extensions"].pop("found")
+    assert workers.instructions.__wrapped__() == frozenset()
 
 
 def test_tiles_are_equal_and_not_too_large():
