@@ -37,6 +37,7 @@ SHORT = 0.83  # an operation of such a product, against a large one
 CALL = 5000.0  # one call of NumPy, on a small array
 WEIGHT = 3.0  # a weight rearranged, once for all blocks
 TILE = 0.9  # a number of a Winograd tile at its points, transformed forth; back takes twice as long
+ORDER = 0.6  # a number of the data that is put in the order of tiles
 POINT = 1.0  # a weight transformed for Winograd, per point: once, its gradient in each block
 BANK = 0.5  # the same in a bank of kernels
 HOLD = 0.9  # a number of transformed data that is held for all banks, beside TILE
@@ -162,10 +163,16 @@ def _winograd(task: Task, geom: Geometry, cut: Plan, weights: bool) -> float:
     # data is transformed anew for each part of the other channels
     data, others = geom.C * -(-geom.k // cut.k), geom.K * (-(-geom.c // cut.c) if weights else 2)
     transforms = TILE * task.wide * points * (data + others) * tiles
+    transforms += ORDER * task.wide * _cells(geom, weights)
     spills = task.itemsize * points * sums > SPILL
     weight = POINT * task.wide * points * sums * (1 + spills) * (blocks if weights else 1)
     phases = CALL * math.prod(winograd.phases(window)) * blocks
     return START + products + transforms + weight + phases
+
+
+def _cells(geom: Geometry, weights: bool) -> int:
+    """Count the numbers of the data that `winograd` transforms."""
+    return geom.N * (geom.C * math.prod(geom.I) + weights * geom.K * math.prod(geom.O))
 
 
 def banks(task: Task, geom: Geometry, cut: Banks, weights: bool) -> float:
@@ -177,7 +184,7 @@ def banks(task: Task, geom: Geometry, cut: Banks, weights: bool) -> float:
     products = LAID * 2 * task.flop * points * sums * tiles
     data = (TILE + HOLD) * (geom.C + geom.K * weights)
     back = 0 if weights else 2 * TILE * geom.K
-    transforms = task.wide * points * tiles * (data + back)
+    transforms = task.wide * (points * tiles * (data + back) + ORDER * _cells(geom, weights))
     calls = BANK_CALLS * CALL * cut.blocks(geom)
     return START + products + transforms + BANK * task.wide * points * sums + calls
 

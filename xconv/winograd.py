@@ -121,9 +121,10 @@ def multiply(
     else:
         y = matmul(xp, data, xp.matrix_transpose(kernels))
     for a in range(len(m) - 1):
-        # (m, n) @ (.., n, what follows) -> (.., m, what follows)
-        y = xp.reshape(y, (G, *m[:a], n[a], -1))
-        y = matmul(xp, _matrix(xp, "outputs", window.W, a, data), y)
+        if n[a] > 1:
+            # (m, n) @ (.., n, what follows) -> (.., m, what follows)
+            y = xp.reshape(y, (G, *m[:a], n[a], -1))
+            y = matmul(xp, _matrix(xp, "outputs", window.W, a, data), y)
     covered = tuple(t * size for t, size in zip(_tiles(window), m, strict=True))
     whole = covered == window.O and max(phases(window)) == 1
     y = _joined(xp, y, (G, w.shape[1], *covered), window, out if whole else None)
@@ -148,8 +149,12 @@ def _joined(xp: Namespace, y: Array, sizes: Ints, window: Window, out: Array | N
         out = scratch(xp, shape, y.dtype)
     pairs = itertools.chain.from_iterable(zip(tiles, m, strict=True))
     split = xp.reshape(out, (*shape[:SPATIAL], *pairs))  # to split axes is a view
-    # (.., k, n) @ (n, m) -> (.., k, m)
-    xp.matmul(y, last, out=xp.permute_dims(split, _back(order)))
+    place = xp.permute_dims(split, _back(order))
+    if n[-1] == 1:
+        place[...] = y
+    else:
+        # (.., k, n) @ (n, m) -> (.., k, m)
+        xp.matmul(y, last, out=place)
     return out
 
 
@@ -202,7 +207,12 @@ def _transformed(
     cells = _covered(window, sizes)
     a = _channels_last(xp, a, window, cells)
     a = xp.reshape(a, (*a.shape[:2], -1))
+    transformed = [axis for axis, n in enumerate(_points(window.W)) if n > 1] or [len(sizes) - 1]
     for axis, size in enumerate(sizes):
+        if axis not in transformed:  # its cells are its tiles
+            end = axis + 1
+            a = xp.reshape(a, (*a.shape[:end], 1, *a.shape[end:-1], cells[axis], -1))
+            continue
         matrix = _matrix(xp, which, window.W, axis, a)
         matrix = matrix if which == "inputs" else xp.matrix_transpose(matrix)
         # (G, points before, N, tiles before, this axis, all that follows)
@@ -211,7 +221,7 @@ def _transformed(
         end = a.ndim - 1
         order = (*range(axis + 1), end - 1, *range(axis + 1, end - 1), end)
         # (n, size) @ (.., tiles, size, what follows) -> (.., n, N, .., tiles, what follows)
-        a = _ordered(xp, matrix, a, order, out if axis == len(sizes) - 1 else None)
+        a = _ordered(xp, matrix, a, order, out if axis == transformed[-1] else None)
     return xp.reshape(a, (a.shape[0], math.prod(_points(window.W)), -1, channels))
 
 
