@@ -306,10 +306,10 @@ def test_a_block_takes_about_what_is_estimated(kernel, block, dtype):
     assert estimate <= high * most
     copies = 2 if algorithm is fft else 1
     own = dtype.itemsize * algorithm.prepared(G, window, c, k)
-    if algorithm is winograd:  # with room for gaps between its points, where these are large
+    if algorithm is winograd:  # with gaps between its points, where these are large, and a copy
         gaps = namespace.most_apart(c * k) * prepared.size // (c * k) * dtype.itemsize
         memory = winograd.room(np, w, window).base.nbytes
-        assert prepared.nbytes <= memory <= own == prepared.nbytes + gaps
+        assert prepared.nbytes <= memory <= own == prepared.nbytes + gaps + w.nbytes
     else:
         assert own == copies * prepared.nbytes
 
@@ -390,7 +390,7 @@ def test_blocks_of_winograd_are_whole_tiles(W, dilation, weights):
     ("cut", "I", "dilation", "limits", "o"),
     [
         (plan.grad_weight, (176, 49), 3, plan.Limits(991095, 8 * 2**20), (3, 43)),
-        (plan.forward, (191, 180), 1, plan.Limits(131696, 2 * 2**20), (1, 23)),
+        (plan.forward, (191, 180), 1, plan.Limits(150128, 2 * 2**20), (1, 23)),
     ],
 )
 def test_tiles_stay_in_parts_where_whole_ones_do_not_fit(cut, I, dilation, limits, o):

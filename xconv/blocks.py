@@ -103,6 +103,7 @@ def _prepared(setup: Setup, plan: Forward, w: Array, part: Index, window: Window
         return prepare(setup.xp, w, window)
 
     def work(rows: tuple[int, int]) -> None:
+        setup.begin()
         some = (slice(None), slice(*rows))
         prepare(setup.xp, w[some], window, room[some])
 

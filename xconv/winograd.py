@@ -38,7 +38,6 @@ from .namespace import (
     gathered,
     in_place,
     merged,
-    mirrored,
     most_apart,
     on_gpu,
     put,
@@ -64,20 +63,18 @@ def room(xp: Namespace, w: Array, window: Window) -> Array:
 
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
     """Return the transforms of w (G, k, c, *W) as (G, k, points, c), in `out` if that is given."""
-    turned = in_place(xp) and w.strides[-1] < 0
-    if turned:  # BLAS would have to copy it
-        w = mirrored(xp, w)
-    matrix = constant(xp, _weights, (window.W, turned), w)
-    taps = xp.reshape(w, (*w.shape[:3], math.prod(window.W)))
-    if out is not None and out.strides[-1] == out.itemsize:  # c comes last: `bank`
-        # (points, W) @ (G, k, W, c) -> (G, k, points, c)
-        xp.matmul(matrix, xp.matrix_transpose(taps), out=out)
-        return out
-    # (points, W) @ (G, c, W, k) -> (G, c, points, k)
-    taps = xp.permute_dims(taps, (0, 2, 3, 1))
+    size = math.prod(window.W)
+    c_last = out is not None and out.strides[-1] == out.itemsize  # as in `bank`
+    order = (0, 1, 3, 2) if c_last else (0, 2, 3, 1)
+    taps = xp.permute_dims(xp.reshape(w, (*w.shape[:3], size)), order)
+    if in_place(xp) and (taps.strides[-1] <= size * taps.itemsize or taps.strides[-2] < 0):
+        # kernels lie one after the other, or run backwards: BLAS would take longer
+        taps = gathered(xp, taps, taps.shape)
+    matrix = constant(xp, _weights, (window.W,), w)
     if out is None:
         return xp.permute_dims(xp.matmul(matrix, taps), (0, 3, 2, 1))
-    xp.matmul(matrix, taps, out=xp.permute_dims(out, (0, 3, 2, 1)))
+    # (points, W) @ (G, k, W, c) -> (G, k, points, c), or (G, c, W, k) -> (G, c, points, k)
+    xp.matmul(matrix, taps, out=out if c_last else xp.permute_dims(out, (0, 3, 2, 1)))
     return out
 
 
@@ -207,7 +204,7 @@ def _transformed(
     cells = _covered(window, sizes)
     a = _channels_last(xp, a, window, cells)
     a = xp.reshape(a, (*a.shape[:2], -1))
-    transformed = [axis for axis, n in enumerate(_points(window.W)) if n > 1] or [len(sizes) - 1]
+    transformed = _transformed_axes(window.W)
     for axis, size in enumerate(sizes):
         if axis not in transformed:  # its cells are its tiles
             end = axis + 1
@@ -285,6 +282,12 @@ def _outputs(W: Ints) -> Ints:
     return tuple(points - w + 1 if w > 1 else 1 for w in W)
 
 
+@lru_cache(maxsize=256)
+def _transformed_axes(W: Ints) -> Ints:
+    """Return the axes of more than one tap, or else the last one."""
+    return tuple(axis for axis, w in enumerate(W) if w > 1) or (len(W) - 1,)
+
+
 def tile(window: Window) -> Ints:
     """Return the outputs along each axis that one tile of every phase has, 1 if some have none."""
     sizes = zip(window.O, _outputs(window.W), window.dilation, strict=True)
@@ -336,18 +339,15 @@ def _rounded(which: str, r: int, m: int) -> list[list[float]]:
 
 
 @lru_cache(maxsize=256)
-def _weights(W: Ints, turned: bool = False) -> list[list[float]]:
-    """Return the Kronecker product of the weights' matrices of all axes: (points, W).
-
-    It takes mirrored weights if they are `turned`.
-    """
+def _weights(W: Ints) -> list[list[float]]:
+    """Return the Kronecker product of the weights' matrices of all axes: (points, W)."""
     rows: Matrix = ((Fraction(1),),)
     for r, m in zip(W, _outputs(W), strict=True):
         rows = tuple(
             tuple(a * b for a, b in itertools.product(one, two))
             for one, two in itertools.product(rows, matrices(r, m)["weights"])
         )
-    return [[float(value) for value in (row[::-1] if turned else row)] for row in rows]
+    return [[float(value) for value in row] for row in rows]
 
 
 @lru_cache(maxsize=64)
@@ -391,7 +391,8 @@ def _inverse(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
 def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that `forward` needs beyond its operands and its result."""
     m, n, apart = _outputs(window.W), _points(window.W), math.prod(phases(window))
-    after = sum(math.prod((*m[:a], *n[a:])) for a in range(len(m)))  # and with each axis back
+    after = math.prod(n)  # and with each axis back
+    after += sum(math.prod((*m[:a], *n[a:])) for a in range(1, len(m)) if n[a - 1] > 1)
     after += math.prod(m) * (2 if apart > 1 else 1)
     return _steps(G * N, window, n) * c + G * N * apart * math.prod(_tiles(window)) * after * k
 
@@ -408,7 +409,8 @@ def _steps(samples: int, window: Window, sizes: Ints) -> int:
     cells = _covered(window, sizes)
     points = [t * n for t, n in zip(_tiles(window), _points(window.W), strict=True)]
     samples *= math.prod(phases(window))
-    return samples * sum(math.prod((*points[:a], *cells[a:])) for a in range(len(cells) + 1))
+    steps = (0, *(axis + 1 for axis in _transformed_axes(window.W)))
+    return samples * sum(math.prod((*points[:a], *cells[a:])) for a in steps)
 
 
 def held(G: int, N: int, window: Window, channels: int) -> int:
@@ -421,12 +423,14 @@ def bank_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that a bank of kernels and its results need, beyond what is held."""
     points = math.prod(_points(window.W))
     gaps = G * max(points * most_apart(c * k), c * most_apart(points * k))
-    return workspace(G, N, window, 0, k) + G * points * c * k + gaps
+    kernels = (points + math.prod(window.W)) * c * k
+    return workspace(G, N, window, 0, k) + G * kernels + gaps
 
 
 def prepared(G: int, window: Window, c: int, k: int) -> int:
-    """Elements of the prepared weights."""
-    return G * math.prod(_points(window.W)) * (c * k + most_apart(c * k))
+    """Elements of the prepared weights, and of a copy to prepare them."""
+    copy = math.prod(window.W) * c * k
+    return G * (math.prod(_points(window.W)) * (c * k + most_apart(c * k)) + copy)
 
 
 def sizes(window: Window) -> tuple[int, int]:
