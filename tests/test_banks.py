@@ -113,8 +113,8 @@ def test_layers_of_many_channels_and_few_positions_are_cut_so():
 @pytest.mark.parametrize(
     ("size", "kernel", "more"),
     [
-        ((14, 28), (3, 1), {"stride": (1, 2), "padding": (1, 0)}),
-        ((28, 14), (1, 3), {"stride": (2, 1), "padding": (1, 1)}),
+        ((28, 28), (3, 1), {"stride": (1, 2), "padding": (1, 0)}),
+        ((28, 28), (1, 3), {"stride": (2, 1), "padding": (1, 1)}),
     ],
 )
 def test_a_nan_beside_cells_that_nothing_reads(bad, size, kernel, more):

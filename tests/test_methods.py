@@ -409,9 +409,9 @@ def test_inner_products_are_tile_by_tile(kernels, monkeypatch, k, m, intel):
 def test_instructions_are_those_that_numpy_found(monkeypatch):
     config = {"SIMD Extensions": {"baseline": ["X86_V2"], "found": ["AVX512_SPR"]}}
     monkeypatch.setattr(np, "show_config", lambda mode: config)
-    assert workers.instructions.__wrapped__() == {"AVX512_SPR"}
+    assert namespace.instructions.__wrapped__() == {"AVX512_SPR"}
     config["SIMD Extensions"].pop("found")
-    assert workers.instructions.__wrapped__() == frozenset()
+    assert namespace.instructions.__wrapped__() == frozenset()
 
 
 def test_tiles_are_equal_and_not_too_large():

@@ -561,6 +561,13 @@ def spaced(xp: Namespace, a: Array, axis: int, step: int) -> Array:
     return xp.reshape(wide, spaced)
 
 
+@lru_cache(maxsize=1)
+def instructions() -> frozenset[str]:
+    """Return the sets of instructions beyond its baseline that NumPy found, by its names."""
+    config: Any = np.show_config(mode="dicts")
+    return frozenset(config["SIMD Extensions"].get("found", ()))
+
+
 def finite(a: Array) -> bool:
     """Whether a NumPy array holds no NaN and no infinity; a sum that overflows counts as one."""
     wide = np.float32 if a.dtype == np.float16 else None  # in which large numbers have a sum

@@ -13,12 +13,13 @@ from .namespace import (
     dtype_name,
     in_numpy,
     in_place,
+    instructions,
     itemsize,
     lacks_products,
     on_gpu,
     scratch,
 )
-from .workers import architecture, instructions
+from .workers import architecture
 
 LIMB = 16  # bits: a product has 32,
 LIMBS = 2**21  # of which so many have a sum in float64

@@ -205,6 +205,7 @@ def _transformed(
     a = _channels_last(xp, a, window, cells)
     a = xp.reshape(a, (*a.shape[:2], -1))
     transformed = _transformed_axes(window.W)
+    written = None if transformed[-1] + 1 < len(sizes) else out
     for axis, size in enumerate(sizes):
         if axis not in transformed:  # its cells are its tiles
             end = axis + 1
@@ -218,8 +219,11 @@ def _transformed(
         end = a.ndim - 1
         order = (*range(axis + 1), end - 1, *range(axis + 1, end - 1), end)
         # (n, size) @ (.., tiles, size, what follows) -> (.., n, N, .., tiles, what follows)
-        a = _ordered(xp, matrix, a, order, out if axis == transformed[-1] else None)
-    return xp.reshape(a, (a.shape[0], math.prod(_points(window.W)), -1, channels))
+        a = _ordered(xp, matrix, a, order, written if axis == transformed[-1] else None)
+    a = xp.reshape(a, (a.shape[0], math.prod(_points(window.W)), -1, channels))
+    if out is not None and written is None:
+        out[...] = a  # part of its channels: not one axis in memory with cells that follow
+    return a
 
 
 def _channels_last(xp: Namespace, a: Array, window: Window, sizes: Ints) -> Array:

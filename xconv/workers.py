@@ -17,11 +17,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache, partial
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-import numpy as np
 import threadpoolctl
 
 from . import cores
@@ -154,13 +153,6 @@ with contextlib.suppress(AttributeError):  # Windows does not fork
 def architecture() -> str:
     """Return the processor that OpenBLAS's kernels are for; nothing, for another library."""
     return _blas.architecture
-
-
-@cache
-def instructions() -> frozenset[str]:
-    """Return the sets of instructions beyond its baseline that NumPy found, by its names."""
-    config: Any = np.show_config(mode="dicts")
-    return frozenset(config["SIMD Extensions"].get("found", ()))
 
 
 class available:
