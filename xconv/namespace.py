@@ -46,6 +46,7 @@ _einsum = inspect.unwrap(np.einsum)  # without looking for what overrides it
 
 # Bytes apart at which few lines have room in the first cache of most processors, and how many.
 HALF_PAGE, WAYS = 2048, 8
+ROWS = 512  # bytes: rows a multiple of these apart share an eighth of the first cache's sets
 APART = 48  # numbers of a gap between rows that would lie so
 
 
@@ -461,16 +462,16 @@ def scratch(xp: Namespace, shape: tuple[int, ...], dtype: Any) -> Array:
 def gapped(xp: Namespace, shape: tuple[int, ...], dtype: Any, empty: Callable[..., Array]) -> Array:
     """Return an array of `empty` memory, in NumPy with gaps between its rows where these are good.
 
-    Rows that are used together should not lie a multiple of half a page apart.
+    Rows that are used together should not lie a multiple of `ROWS` apart.
     """
     *rows, length = shape
-    close = not on_gpu(xp) and length * itemsize(dtype_name(dtype)) % HALF_PAGE == 0
+    close = not on_gpu(xp) and length * itemsize(dtype_name(dtype)) % ROWS == 0
     return empty((*rows, length + APART * close), dtype=dtype)[..., :length]
 
 
 def most_apart(length: int) -> int:
     """Return how many numbers there may be between two such rows, of any dtype."""
-    return APART if itemsize("complex128") * length >= HALF_PAGE else 0
+    return APART if itemsize("complex128") * length >= ROWS else 0
 
 
 def gathered(xp: Namespace, view: Array, shape: tuple[int, ...]) -> Array:

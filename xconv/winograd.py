@@ -45,7 +45,7 @@ from .namespace import (
     tiled,
 )
 from .padding import embedded
-from .products import inner, matmul
+from .products import matmul
 
 LARGEST = 5  # taps of an axis
 POINTS = {4: (0, 1, -1), 6: (0, Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))}
@@ -63,31 +63,24 @@ def room(xp: Namespace, w: Array, window: Window) -> Array:
 
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
     """Return the transforms of w (G, k, c, *W) as (G, k, points, c), in `out` if that is given."""
-    size = math.prod(window.W)
-    c_last = out is not None and out.strides[-1] == out.itemsize  # as in `bank`
-    order = (0, 1, 3, 2) if c_last else (0, 2, 3, 1)
-    taps = xp.permute_dims(xp.reshape(w, (*w.shape[:3], size)), order)
-    if in_place(xp) and (taps.strides[-1] <= size * taps.itemsize or taps.strides[-2] < 0):
-        # kernels lie one after the other, or run backwards: BLAS would take longer
+    taps = xp.reshape(w, (*w.shape[:3], math.prod(window.W)))
+    taps = xp.permute_dims(taps, (0, 2, 3, 1))
+    if in_place(xp):  # BLAS is slow where k does not come last
         taps = gathered(xp, taps, taps.shape)
     matrix = constant(xp, _weights, (window.W,), w)
+    # (points, W) @ (G, c, W, k) -> (G, c, points, k)
     if out is None:
         return xp.permute_dims(xp.matmul(matrix, taps), (0, 3, 2, 1))
-    # (points, W) @ (G, k, W, c) -> (G, k, points, c), or (G, c, W, k) -> (G, c, points, k)
-    xp.matmul(matrix, taps, out=out if c_last else xp.permute_dims(out, (0, 3, 2, 1)))
+    xp.matmul(matrix, taps, out=xp.permute_dims(out, (0, 3, 2, 1)))
     return out
 
 
 def bank(xp: Namespace, w: Array, window: Window) -> Array:
-    """Return the transforms of a few kernels, as `prepare`, in `scratch`, in the order of w."""
-    (G, k, c), points, empty = w.shape[:3], math.prod(_points(window.W)), partial(scratch, xp)
-    if w.strides[1] > w.strides[2]:
-        memory = gapped(xp, (G, points, k * c), w.dtype, empty)
-        room = xp.permute_dims(xp.reshape(memory, (G, points, k, c)), (0, 2, 1, 3))
-    else:  # as mirrored ones, whose k and c are exchanged
-        memory = gapped(xp, (G, c, points * k), w.dtype, empty)
-        room = xp.permute_dims(xp.reshape(memory, (G, c, points, k)), (0, 3, 2, 1))
-    return prepare(xp, w, window, room)
+    """Return the transforms of a few kernels, as `prepare`, in `scratch`."""
+    (G, k, c), points = w.shape[:3], math.prod(_points(window.W))
+    memory = gapped(xp, (G, c, points * k), w.dtype, partial(scratch, xp))
+    room = xp.reshape(memory, (G, c, points, k))
+    return prepare(xp, w, window, xp.permute_dims(room, (0, 3, 2, 1)))
 
 
 def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
@@ -110,13 +103,8 @@ def multiply(
 ) -> Array:
     """Return `forward` of the transforms of x and w, in `out` if that can be."""
     m, n, G = _outputs(window.W), _points(window.W), data.shape[0]
-    kernels = xp.permute_dims(w, (0, 2, 1, 3))
     # (G, points, N*tiles, c) @ (G, points, c, k) -> (G, points, N*tiles, k)
-    if in_place(xp) and kernels.strides[-1] == kernels.itemsize:  # c comes last: `bank`
-        room = scratch(xp, (*data.shape[:-1], w.shape[1]), data.dtype)
-        y = inner(xp, data, kernels, room)
-    else:
-        y = matmul(xp, data, xp.matrix_transpose(kernels))
+    y = matmul(xp, data, xp.permute_dims(w, (0, 2, 3, 1)))
     for a in range(len(m) - 1):
         if n[a] > 1:
             # (m, n) @ (.., n, what follows) -> (.., m, what follows)
@@ -426,9 +414,8 @@ def held(G: int, N: int, window: Window, channels: int) -> int:
 def bank_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that a bank of kernels and its results need, beyond what is held."""
     points = math.prod(_points(window.W))
-    gaps = G * max(points * most_apart(c * k), c * most_apart(points * k))
-    kernels = (points + math.prod(window.W)) * c * k
-    return workspace(G, N, window, 0, k) + G * kernels + gaps
+    kernels = c * (points * k + most_apart(points * k) + math.prod(window.W) * k)
+    return workspace(G, N, window, 0, k) + G * kernels
 
 
 def prepared(G: int, window: Window, c: int, k: int) -> int:
