@@ -12,7 +12,7 @@ from memory import cold, measured
 from threadpoolctl import threadpool_limits
 
 import xconv
-from xconv import banks, choice, costs, plan, schedule
+from xconv import banks, choice, costs, plan, schedule, winograd
 
 WINOGRAD = next(method for method in METHODS if method.name == "winograd")
 DTYPES = ("float16", "float32", "complex64", "float64")
@@ -33,6 +33,7 @@ def small(request, monkeypatch):
     taken = []
     monkeypatch.setattr(plan, "BANK", request.param)
     monkeypatch.setattr(plan, "CHANNELS", 2)
+    monkeypatch.setattr(winograd, "SUMMED", request.param)
     monkeypatch.setattr(costs, "banks", lambda *_: -1.0)
     for name in ("forward", "grad_weight"):
         original = getattr(banks, name)
@@ -59,6 +60,7 @@ def test_every_case(small, case, dtype):
     assert ("forward" in small) or kernels < 2 * plan.BANK or 0 in (*case.x, *case.y)
 
 
+@pytest.mark.parametrize("summed", [64, 256])
 @pytest.mark.parametrize("contraction", ["forward", "grad_input", "grad_weight"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(
@@ -70,8 +72,9 @@ def test_every_case(small, case, dtype):
         ((2, 128, 12, 12), (150, 64, 3, 2)),
     ],
 )
-def test_memory_is_what_is_estimated(monkeypatch, contraction, dtype, x, w):
+def test_memory_is_what_is_estimated(monkeypatch, contraction, dtype, x, w, summed):
     """Of one thread, which has kept none."""
+    monkeypatch.setattr(winograd, "SUMMED", summed)
     monkeypatch.setattr(costs, "banks", lambda *_: -1.0)
     forget()
     x, w = np.ones(x, dtype), np.ones(w, dtype)

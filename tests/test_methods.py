@@ -345,6 +345,26 @@ def test_products_tile_by_tile_are_the_same(kernels, dtype, k, m, length):
         np.testing.assert_array_equal(products.inner(np, a, b, out), want)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("k", "c"), [(2, 17), (5, 8), (128, 24)])
+def test_sums_of_many_channels_are_in_parts(monkeypatch, k, c, threads):
+    """By `winograd`, whose errors grow with them."""
+    monkeypatch.setattr(winograd, "SUMMED", 8)
+    x, w = RNG.standard_normal((2, c, 9, 12)), RNG.standard_normal((k, c, 3, 2))
+    dy = RNG.standard_normal((2, k, 7, 11))
+    with threadpool_limits(threads):
+        y = xconv.conv(x, w, method="winograd")
+        dx = xconv.conv_grad_input(dy, w, (9, 12), method="winograd")
+    right = np.zeros_like(y)
+    back = np.zeros_like(x)
+    for i, j in np.ndindex(3, 2):
+        cells = (slice(None), slice(None), slice(i, i + 7), slice(j, j + 11))
+        right += np.einsum("nchw,kc->nkhw", x[cells], w[:, :, i, j])
+        back[cells] += np.einsum("nkhw,kc->nchw", dy, w[:, :, i, j])
+    np.testing.assert_allclose(y, right, atol=1e-12)
+    np.testing.assert_allclose(dx, back, atol=1e-12)
+
+
 def test_weights_that_run_backwards_are_copied_for_blas():
     """As flipped kernels of one channel, and those of its input gradient."""
     w = RNG.integers(-2, 3, (1, 2, 1, 3, 3)).astype("float32")[..., ::-1, ::-1]

@@ -314,6 +314,18 @@ def test_a_block_takes_about_what_is_estimated(kernel, block, dtype):
         assert own == copies * prepared.nbytes
 
 
+@pytest.mark.parametrize("c", [40, 41, 80, 100])
+def test_sums_of_many_channels_in_parts_are_counted(monkeypatch, c):
+    monkeypatch.setattr(winograd, "SUMMED", 40)
+    window = Window((21, 9), (3, 3), (1, 1), (1, 1))
+    x, w = ones(1, c, 2, 23, 11), ones(1, 50, c, 3, 3)
+    prepared = winograd.prepare(np, w, window)
+    most, result = in_a_block(lambda: winograd.forward(np, x, prepared, window))
+    estimate = x.itemsize * winograd.workspace(1, 2, window, c, 50)
+    assert most <= estimate + result + 2**13
+    assert estimate <= 1.02 * most
+
+
 @pytest.mark.parametrize(
     ("N", "c", "k", "I", "W"),
     [(2, 64, 16, (34, 34), (3, 3)), (2, 3, 8, (30, 31), (5, 4)), (4, 1, 6, (66,), (3,))],

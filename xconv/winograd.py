@@ -48,6 +48,7 @@ from .padding import embedded
 from .products import matmul
 
 LARGEST = 5  # taps of an axis
+SUMMED = 256  # channels that one product sums, as errors grow with them
 POINTS = {4: (0, 1, -1), 6: (0, Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))}
 
 Matrix = tuple[tuple[Fraction, ...], ...]
@@ -103,8 +104,7 @@ def multiply(
 ) -> Array:
     """Return `forward` of the transforms of x and w, in `out` if that can be."""
     m, n, G = _outputs(window.W), _points(window.W), data.shape[0]
-    # (G, points, N*tiles, c) @ (G, points, c, k) -> (G, points, N*tiles, k)
-    y = matmul(xp, data, xp.permute_dims(w, (0, 2, 3, 1)))
+    y = _summed(xp, data, xp.permute_dims(w, (0, 2, 3, 1)))
     for a in range(len(m) - 1):
         if n[a] > 1:
             # (m, n) @ (.., n, what follows) -> (.., m, what follows)
@@ -114,6 +114,21 @@ def multiply(
     whole = covered == window.O and max(phases(window)) == 1
     y = _joined(xp, y, (G, w.shape[1], *covered), window, out if whole else None)
     return y if whole else _cut(xp, y, window)
+
+
+def _summed(xp: Namespace, data: Array, kernels: Array) -> Array:
+    """Multiply the transforms: (G, points, T, c) @ (G, points, c, k) -> (G, points, T, k)."""
+    y = term = None
+    c = data.shape[-1]
+    for start in range(0, max(c, 1), SUMMED):
+        some = slice(start, min(start + SUMMED, c))
+        a, b = data[..., some], kernels[..., some, :]
+        if y is None:
+            y = matmul(xp, a, b)
+        else:
+            term = matmul(xp, a, b, term)
+            y += term
+    return y
 
 
 def _joined(xp: Namespace, y: Array, sizes: Ints, window: Window, out: Array | None) -> Array:
@@ -383,7 +398,7 @@ def _inverse(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
 def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that `forward` needs beyond its operands and its result."""
     m, n, apart = _outputs(window.W), _points(window.W), math.prod(phases(window))
-    after = math.prod(n)  # and with each axis back
+    after = math.prod(n) * (2 if c > SUMMED else 1)  # and with each axis back
     after += sum(math.prod((*m[:a], *n[a:])) for a in range(1, len(m)) if n[a - 1] > 1)
     after += math.prod(m) * (2 if apart > 1 else 1)
     return _steps(G * N, window, n) * c + G * N * apart * math.prod(_tiles(window)) * after * k
@@ -415,7 +430,8 @@ def bank_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that a bank of kernels and its results need, beyond what is held."""
     points = math.prod(_points(window.W))
     kernels = c * (points * k + most_apart(points * k) + math.prod(window.W) * k)
-    return workspace(G, N, window, 0, k) + G * kernels
+    terms = held(G, N, window, k) if c > SUMMED else 0
+    return workspace(G, N, window, 0, k) + terms + G * kernels
 
 
 def prepared(G: int, window: Window, c: int, k: int) -> int:
