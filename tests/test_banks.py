@@ -60,7 +60,7 @@ def test_every_case(small, case, dtype):
     assert ("forward" in small) or kernels < 2 * plan.BANK or 0 in (*case.x, *case.y)
 
 
-@pytest.mark.parametrize("summed", [64, 256])
+@pytest.mark.parametrize(("summed", "step"), [(64, 1), (256, 1), (256, 2)])
 @pytest.mark.parametrize("contraction", ["forward", "grad_input", "grad_weight"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(
@@ -72,15 +72,16 @@ def test_every_case(small, case, dtype):
         ((2, 128, 12, 12), (150, 64, 3, 2)),
     ],
 )
-def test_memory_is_what_is_estimated(monkeypatch, contraction, dtype, x, w, summed):
-    """Of one thread, which has kept none."""
+def test_memory_is_what_is_estimated(monkeypatch, contraction, dtype, x, w, summed, step):
+    """Of one thread, which has kept none; also of kernels that are part of larger ones."""
     monkeypatch.setattr(winograd, "SUMMED", summed)
     monkeypatch.setattr(costs, "banks", lambda *_: -1.0)
     forget()
-    x, w = np.ones(x, dtype), np.ones(w, dtype)
+    wide = (*w[:2], *(step * n for n in w[2:]))
+    x, w = np.ones(x, dtype), np.ones(wide, dtype)[(..., *(slice(None, None, step),) * len(w[2:]))]
     groups = x.shape[1] // w.shape[1]
     dy = np.ones_like(xconv.conv(x, w, groups=groups))
-    step = xconv.explain(x, w, contraction=contraction, groups=groups, method="winograd").steps[0]
+    found = xconv.explain(x, w, contraction=contraction, groups=groups, method="winograd").steps[0]
     call = {
         "forward": lambda: xconv.conv(x, w, groups=groups, method="winograd"),
         "grad_input": lambda: xconv.conv_grad_input(
@@ -93,8 +94,8 @@ def test_memory_is_what_is_estimated(monkeypatch, contraction, dtype, x, w, summ
     with threadpool_limits(1):
         most, result = measured(cold(call))
     forget()
-    assert step.method == "banks"
-    estimate = step.shared_bytes + step.block_bytes
+    assert found.method == "banks"
+    estimate = found.shared_bytes + found.block_bytes
     assert most - result <= estimate + 2**15
     assert estimate <= 1.4 * (most - result)  # results may have to be converted
 

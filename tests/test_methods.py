@@ -299,7 +299,7 @@ def kernels(request, monkeypatch):
     monkeypatch.setattr(
         products, "architecture", lambda: "Haswell" if request.param == "older" else "SkylakeX"
     )
-    monkeypatch.setattr(products, "in_runs", lambda: request.param == "Intel")
+    monkeypatch.setattr(products, "needs_runs", lambda: request.param == "Intel")
     return request.param
 
 
@@ -365,6 +365,22 @@ def test_sums_of_many_channels_are_in_parts(monkeypatch, k, c, threads):
     np.testing.assert_allclose(dx, back, atol=1e-12)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_parts_of_the_weights_are_prepared_in_the_same_memory(monkeypatch, threads):
+    prepare, used = winograd.prepare, []
+
+    def spy(xp, w, window, out):
+        used.append(namespace._scratch.used)
+        return prepare(xp, w, window, out)
+
+    monkeypatch.setattr(winograd, "prepare", spy)
+    x, w = np.ones((1, 128, 20, 20), "float32"), np.ones((256, 128, 3, 3), "float32")
+    with threadpool_limits(threads):
+        xconv.conv(x, w, method="winograd")
+    assert len(used) > 1
+    assert not any(used)
+
+
 def test_weights_that_run_backwards_are_copied_for_blas():
     """As flipped kernels of one channel, and those of its input gradient."""
     w = RNG.integers(-2, 3, (1, 2, 1, 3, 3)).astype("float32")[..., ::-1, ::-1]
@@ -426,11 +442,13 @@ def test_inner_products_are_tile_by_tile(kernels, monkeypatch, k, m, intel):
     assert products.tile(400, k, m) is not None
 
 
-def test_instructions_are_those_that_numpy_found(monkeypatch):
+def test_instructions_are_those_that_numpy_names(monkeypatch):
     config = {"SIMD Extensions": {"baseline": ["X86_V2"], "found": ["AVX512_SPR"]}}
     monkeypatch.setattr(np, "show_config", lambda mode: config)
-    assert namespace.instructions.__wrapped__() == {"AVX512_SPR"}
+    assert namespace.instructions.__wrapped__() == {"X86_V2", "AVX512_SPR"}
     config["SIMD Extensions"].pop("found")
+    assert namespace.instructions.__wrapped__() == {"X86_V2"}
+    config.clear()
     assert namespace.instructions.__wrapped__() == frozenset()
 
 

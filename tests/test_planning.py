@@ -366,7 +366,7 @@ def test_gaps_do_not_cut_short_rows_to_single_cells():
 def test_sums_in_pieces_are_counted(monkeypatch, algorithm, G, N, c, k, O):
     """Each piece has a result of its own, where results are few or are made tile by tile."""
     monkeypatch.setattr(products, "architecture", lambda: "SkylakeX")
-    monkeypatch.setattr(products, "in_runs", lambda: False)  # or fewer are, and take less
+    monkeypatch.setattr(products, "needs_runs", lambda: False)  # or fewer are, and take less
     W = (1, 1) if algorithm is pointwise else (3, 2)
     L = [o + t - 1 for o, t in zip(O, W, strict=True)]
     x, g = part(algorithm, G, c, N, *L), part(algorithm, G, k, N, *O)

@@ -40,7 +40,7 @@ class Algorithm(Hashable, Protocol):
         """Elements that `grad_weight` needs beyond operands and result."""
 
     def prepared(self, G: int, window: Window, c: int, k: int) -> int:
-        """Elements of the prepared weights."""
+        """Elements of the prepared weights, and of what it takes to prepare them."""
 
 
 class Traits(NamedTuple):

@@ -46,7 +46,7 @@ _einsum = inspect.unwrap(np.einsum)  # without looking for what overrides it
 
 # Bytes apart at which few lines have room in the first cache of most processors, and how many.
 HALF_PAGE, WAYS = 2048, 8
-ROWS = 512  # bytes: rows a multiple of these apart share an eighth of the first cache's sets
+ALIKE = 512  # bytes: rows a multiple of these apart share an eighth of the first cache's sets
 APART = 48  # numbers of a gap between rows that would lie so
 
 
@@ -462,16 +462,16 @@ def scratch(xp: Namespace, shape: tuple[int, ...], dtype: Any) -> Array:
 def gapped(xp: Namespace, shape: tuple[int, ...], dtype: Any, empty: Callable[..., Array]) -> Array:
     """Return an array of `empty` memory, in NumPy with gaps between its rows where these are good.
 
-    Rows that are used together should not lie a multiple of `ROWS` apart.
+    Rows that are used together should not lie a multiple of `ALIKE` apart.
     """
     *rows, length = shape
-    close = not on_gpu(xp) and length * itemsize(dtype_name(dtype)) % ROWS == 0
+    close = not on_gpu(xp) and length * itemsize(dtype_name(dtype)) % ALIKE == 0
     return empty((*rows, length + APART * close), dtype=dtype)[..., :length]
 
 
 def most_apart(length: int) -> int:
     """Return how many numbers there may be between two such rows, of any dtype."""
-    return APART if itemsize("complex128") * length >= ROWS else 0
+    return APART if itemsize("complex128") * length >= ALIKE else 0
 
 
 def gathered(xp: Namespace, view: Array, shape: tuple[int, ...]) -> Array:
@@ -564,9 +564,10 @@ def spaced(xp: Namespace, a: Array, axis: int, step: int) -> Array:
 
 @lru_cache(maxsize=1)
 def instructions() -> frozenset[str]:
-    """Return the sets of instructions beyond its baseline that NumPy found, by its names."""
+    """Return the sets of instructions that NumPy uses here, by its names."""
     config: Any = np.show_config(mode="dicts")
-    return frozenset(config["SIMD Extensions"].get("found", ()))
+    found = config.get("SIMD Extensions", {})  # which a build without any does not have
+    return frozenset((*found.get("baseline", ()), *found.get("found", ())))
 
 
 def finite(a: Array) -> bool:

@@ -24,16 +24,17 @@ from .workers import architecture
 LIMB = 16  # bits: a product has 32,
 LIMBS = 2**21  # of which so many have a sum in float64
 # OpenBLAS's kernels for AVX-512 take small matrices as they lie, and rearrange larger ones first.
-# In pieces, products are 5 to 60 % faster on AMD's Zen 4. Intel's processors with AVX512_SPR read
-# what is beyond a core's cache slowly but in long runs, as it is rearranged: pieces pay there
-# where matrices are NEAR or THIN, and take up to twice as long elsewhere.
+# In pieces, products are 5 to 60 % faster on AMD's Zen 4. On an Intel Xeon of 2023 what is beyond a
+# core's cache is read slowly but in long runs, as it is rearranged: pieces pay there where matrices
+# are NEAR or THIN, and take up to twice as long elsewhere. No other processors were tried. Those
+# that have AVX512_SPR, which AMD's do not yet, are taken for the latter, others for the former.
 AVX512 = frozenset(("SkylakeX", "Cooperlake", "SapphireRapids"))
 NEAR = 2**21  # bytes of a product's matrices that fit a core's cache there
 DIRECT = 10**6  # multiplications of a small product
 TILE = 1200  # its results, where the second matrix is transposed
 ROWS, COLUMNS = 32, 128  # of a piece, at least and about; smaller ones gain nothing
 STEP = 16  # what the columns of a piece, or a part of a sum, are a multiple of, mostly
-THIN = 32  # rows or columns
+THIN = 32  # rows of a product, or either side of the results of `inner`
 SIDE, SMALLEST = 8, 128  # the least side of a tile that is not all of it, and the least results
 LEAST = 256  # numbers of the sums of a tile, at least: shorter ones gain nothing
 PIECE = 2048  # numbers that a tile sums at once, at most; elsewhere, where sums are long and
@@ -57,7 +58,7 @@ def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array
     if m * n * length <= DIRECT or not _direct(b):
         return xp.matmul(a, b, out=out)
     near = itemsize(dtype_name(b.dtype)) * (m * n + (m + n) * length) <= NEAR
-    if in_runs() and not near and m > THIN:
+    if needs_runs() and not near and m > THIN:
         return xp.matmul(a, b, out=out)
     return _by_pieces(xp, a, b, out)
 
@@ -67,7 +68,7 @@ def _direct(a: Array) -> bool:
     return dtype_name(a.dtype) in ("float32", "float64") and architecture() in AVX512
 
 
-def in_runs() -> bool:
+def needs_runs() -> bool:
     """Whether the processor reads what is beyond a core's cache slowly but in long runs."""
     return "AVX512_SPR" in instructions()
 
@@ -176,7 +177,7 @@ def inner(xp: Namespace, a: Array, b: Array, out: Array | None = None, summed: i
         turns = k <= m and math.prod(a.shape[:-2]) > 1  # a copy of a is less
     else:
         direct = in_numpy(xp) and _direct(b)
-        tiles = tile(length, k, m) if direct and (min(k, m) <= THIN or not in_runs()) else None
+        tiles = tile(length, k, m) if direct and (min(k, m) <= THIN or not needs_runs()) else None
         long = k * m <= COPIED and length * summed >= LONG
         turns = direct and tiles is None and k < m and long and dtype_name(a.dtype) == "float32"
     if turns:

@@ -64,10 +64,9 @@ def room(xp: Namespace, w: Array, window: Window) -> Array:
 
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
     """Return the transforms of w (G, k, c, *W) as (G, k, points, c), in `out` if that is given."""
-    taps = xp.reshape(w, (*w.shape[:3], math.prod(window.W)))
-    taps = xp.permute_dims(taps, (0, 2, 3, 1))
-    if in_place(xp):  # BLAS is slow where k does not come last
-        taps = gathered(xp, taps, taps.shape)
+    (G, k, c), taps = w.shape[:3], xp.permute_dims(w, (0, 2, *range(3, w.ndim), 1))
+    # (G, c, W, k), in place a copy: BLAS is slow where k does not come last
+    taps = gathered(xp, taps, (G, c, math.prod(window.W), k))
     matrix = constant(xp, _weights, (window.W,), w)
     # (points, W) @ (G, c, W, k) -> (G, c, points, k)
     if out is None:
@@ -144,7 +143,8 @@ def _joined(xp: Namespace, y: Array, sizes: Ints, window: Window, out: Array | N
     last = xp.matrix_transpose(_matrix(xp, "outputs", window.W, -1, y))
     order, shape = _tiles_order(r), (G, k, y.shape[r], *covered)
     if not in_place(xp):
-        return xp.reshape(xp.permute_dims(xp.matmul(y, last), order), shape)
+        y = y if n[-1] == 1 else xp.matmul(y, last)
+        return xp.reshape(xp.permute_dims(y, order), shape)
     if out is None or out.strides[-1] != out.itemsize:  # BLAS would not write to it
         out = scratch(xp, shape, y.dtype)
     pairs = itertools.chain.from_iterable(zip(tiles, m, strict=True))
@@ -208,7 +208,7 @@ def _transformed(
     a = _channels_last(xp, a, window, cells)
     a = xp.reshape(a, (*a.shape[:2], -1))
     transformed = _transformed_axes(window.W)
-    written = None if transformed[-1] + 1 < len(sizes) else out
+    place = None if transformed[-1] + 1 < len(sizes) else out
     for axis, size in enumerate(sizes):
         if axis not in transformed:  # its cells are its tiles
             end = axis + 1
@@ -222,10 +222,10 @@ def _transformed(
         end = a.ndim - 1
         order = (*range(axis + 1), end - 1, *range(axis + 1, end - 1), end)
         # (n, size) @ (.., tiles, size, what follows) -> (.., n, N, .., tiles, what follows)
-        a = _ordered(xp, matrix, a, order, written if axis == transformed[-1] else None)
+        a = _ordered(xp, matrix, a, order, place if axis == transformed[-1] else None)
     a = xp.reshape(a, (a.shape[0], math.prod(_points(window.W)), -1, channels))
-    if out is not None and written is None:
-        out[...] = a  # part of its channels: not one axis in memory with cells that follow
+    if out is not None and place is None:
+        out[...] = a  # it may be some channels of an array, and no axis with the cells that follow
     return a
 
 
