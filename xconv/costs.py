@@ -17,7 +17,7 @@ from .plan import Banks, Boxes, Limits, Plan, count
 from .products import in_pieces
 
 # Nanoseconds on one core of AMD EPYCs (Zen 3 and Zen 4) with NumPy 2.4's OpenBLAS, float32,
-# November 2026; those of lines and depthwise but SHORT were measured on an Intel Xeon. Fitted
+# November 2026; those of lines and depthwise but SHORT, ORDER and BANK on Intel Xeons. Fitted
 # to the suite of `xconv.bench`. What counts is their ratios.
 FLOP = 1 / 90  # of a large product
 LAID = 0.85  # times as much in Winograd's products, where BLAS takes matrices as they lie;
