@@ -57,8 +57,8 @@ def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array
     (m, length), n = a.shape[-2:], b.shape[-1]
     if m * n * length <= DIRECT or not _direct(b):
         return xp.matmul(a, b, out=out)
-    near = itemsize(dtype_name(b.dtype)) * (m * n + (m + n) * length) <= NEAR
-    if needs_runs() and not near and m > THIN:
+    far = b.itemsize * (m * n + (m + n) * length) > NEAR
+    if far and m > THIN and needs_runs():
         return xp.matmul(a, b, out=out)
     return _by_pieces(xp, a, b, out)
 

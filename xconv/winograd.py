@@ -103,7 +103,7 @@ def multiply(
 ) -> Array:
     """Return `forward` of the transforms of x and w, in `out` if that can be."""
     m, n, G = _outputs(window.W), _points(window.W), data.shape[0]
-    y = _summed(xp, data, xp.permute_dims(w, (0, 2, 3, 1)))
+    y = _products(xp, data, xp.permute_dims(w, (0, 2, 3, 1)))
     for a in range(len(m) - 1):
         if n[a] > 1:
             # (m, n) @ (.., n, what follows) -> (.., m, what follows)
@@ -115,7 +115,7 @@ def multiply(
     return y if whole else _cut(xp, y, window)
 
 
-def _summed(xp: Namespace, data: Array, kernels: Array) -> Array:
+def _products(xp: Namespace, data: Array, kernels: Array) -> Array:
     """Multiply the transforms: (G, points, T, c) @ (G, points, c, k) -> (G, points, T, k)."""
     y = term = None
     c = data.shape[-1]
@@ -207,10 +207,9 @@ def _transformed(
     cells = _covered(window, sizes)
     a = _channels_last(xp, a, window, cells)
     a = xp.reshape(a, (*a.shape[:2], -1))
-    transformed = _transformed_axes(window.W)
-    place = None if transformed[-1] + 1 < len(sizes) else out
+    n = _points(window.W)
     for axis, size in enumerate(sizes):
-        if axis not in transformed:  # its cells are its tiles
+        if n[axis] == 1:  # its cells are its tiles
             end = axis + 1
             a = xp.reshape(a, (*a.shape[:end], 1, *a.shape[end:-1], cells[axis], -1))
             continue
@@ -222,9 +221,9 @@ def _transformed(
         end = a.ndim - 1
         order = (*range(axis + 1), end - 1, *range(axis + 1, end - 1), end)
         # (n, size) @ (.., tiles, size, what follows) -> (.., n, N, .., tiles, what follows)
-        a = _ordered(xp, matrix, a, order, place if axis == transformed[-1] else None)
-    a = xp.reshape(a, (a.shape[0], math.prod(_points(window.W)), -1, channels))
-    if out is not None and place is None:
+        a = _ordered(xp, matrix, a, order, out if axis == len(sizes) - 1 else None)
+    a = xp.reshape(a, (a.shape[0], math.prod(n), -1, channels))
+    if out is not None and n[-1] == 1:
         out[...] = a  # it may be some channels of an array, and no axis with the cells that follow
     return a
 
@@ -287,12 +286,6 @@ def _outputs(W: Ints) -> Ints:
     """Return m, the outputs of a tile per axis: of six points, or of four if many axes have few."""
     points = 6 if sum(w > 1 for w in W) <= 2 or max(W) > 3 else 4
     return tuple(points - w + 1 if w > 1 else 1 for w in W)
-
-
-@lru_cache(maxsize=256)
-def _transformed_axes(W: Ints) -> Ints:
-    """Return the axes of more than one tap, or else the last one."""
-    return tuple(axis for axis, w in enumerate(W) if w > 1) or (len(W) - 1,)
 
 
 def tile(window: Window) -> Ints:
@@ -414,9 +407,10 @@ def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
 def _steps(samples: int, window: Window, sizes: Ints) -> int:
     """Count the numbers of a channel's data with whole tiles, and with each axis transformed."""
     cells = _covered(window, sizes)
-    points = [t * n for t, n in zip(_tiles(window), _points(window.W), strict=True)]
+    n = _points(window.W)
+    points = [t * size for t, size in zip(_tiles(window), n, strict=True)]
     samples *= math.prod(phases(window))
-    steps = (0, *(axis + 1 for axis in _transformed_axes(window.W)))
+    steps = (0, *(axis + 1 for axis, size in enumerate(n) if size > 1))
     return samples * sum(math.prod((*points[:a], *cells[a:])) for a in steps)
 
 
