@@ -14,6 +14,7 @@ from backends import Backend
 from cases import Case, from_layout, kind_of, numbers, to_layout
 
 import xconv
+from xconv.padding import Reading, Source
 
 
 class Method(NamedTuple):
@@ -211,3 +212,9 @@ class Trial:
             self.compare(what + ": ddy", ddy, "y", sum(parts, np.zeros_like(want.ddy[0])))
             self.compare(what + ": dx", dx, "x", want.dx * given[1])
             self.compare(what + ": dw", dw, "w", want.dw * given[0])
+
+
+def source(x: Any) -> Source:
+    """Return a padded array (G, 1, N, *L) as what `depthwise` reads."""
+    box = tuple(slice(0, size) for size in x.shape)
+    return Source(x, Reading(box, x.shape, False, ()), x.dtype, None)

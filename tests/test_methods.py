@@ -10,6 +10,7 @@ import bounds
 import numpy as np
 import oracle
 import pytest
+from checks import source
 from memory import beyond, cold
 from threadpoolctl import threadpool_limits
 
@@ -24,6 +25,7 @@ from xconv import (
     geometry,
     lines,
     namespace,
+    padding,
     plan,
     pointwise,
     products,
@@ -65,7 +67,7 @@ LAYERS = {
     "winograd": ((2, 64, 56, 56), (128, 64, 3, 3), {"padding": 1}),
     "banks": ((2, 256, 16, 16), (256, 256, 3, 3), {"padding": 1}),
     "fft": ((2, 1, 4000), (2, 1, 301), {"padding": "same"}),
-    "bands": ((8, 48, 14, 14), (48, 1, 3, 3), {"padding": 1, "groups": 48}),
+    "bands": ((8, 48, 14, 14), (48, 1, 7, 7), {"padding": 3, "groups": 48}),
     "depthwise": ((2, 6, 60, 56), (6, 1, 3, 3), {"padding": 1, "groups": 6}),
     "lines": ((2, 3, 40, 40), (6, 3, 5, 5), {"padding": 2}),
 }
@@ -695,7 +697,7 @@ def test_lines_and_depthwise_are_exact_on_small_integers(O, stride):
     W = (4, 3, 2)[: len(O)]
     s = tuple(step if o > 1 else 1 for o, step in zip(O, stride, strict=False))
     N = 5  # the lines of 1636 outputs are whole pieces then
-    for algorithm, c, k, dilation in ((lines, 3, 4, 1), (depthwise, 1, 1, 1), (depthwise, 1, 2, 2)):
+    for algorithm, c, k, dilation in ((lines, 3, 4, 1), (depthwise, 1, 1, 1), (depthwise, 1, 1, 2)):
         d = (dilation,) * len(O)
         L = [a * (o - 1) + b * (t - 1) + 1 for o, t, a, b in zip(O, W, s, d, strict=True)]
         x, w, g = (
@@ -706,21 +708,75 @@ def test_lines_and_depthwise_are_exact_on_small_integers(O, stride):
         want = windows.forward(np, x, windows.prepare(np, w, window), window).copy()
         prepared = algorithm.prepare(np, w, window)
         assert prepared.dtype == w.dtype
-        assert algorithm is lines or prepared.shape[2] == min(depthwise.ROWS, O[0])
         shared = algorithm is lines and np.prod(O[1:]) < lines.SHORT
+        read = x if algorithm is lines else source(x)
         for place in (np.zeros_like(g), wide[..., :-1], None):
             begin_block()
-            y = algorithm.forward(np, x, prepared, window, place)
+            y = algorithm.forward(np, read, prepared, window, place)
             np.testing.assert_array_equal(y, want, strict=True)
-            in_rows = place is not None and namespace.merged(place, 4) is not None
-            assert (y is place) == (in_rows and not shared)
+            in_place = place is not None and (
+                algorithm is depthwise or namespace.merged(place, 4) is not None
+            )
+            assert (y is place) == (in_place and not shared)
             fits = x.nbytes <= 2**16
             assert taken() > 0 or not fits
         assert not wide[..., -1].any()
         want = windows.grad_weight(np, x, g, window)
         begin_block()
-        found = algorithm.grad_weight(np, x, g, window)
+        found = algorithm.grad_weight(np, read, g, window)
         np.testing.assert_array_equal(found, want, strict=True)
+
+
+@pytest.fixture
+def small_cache(monkeypatch, request):
+    """Let `depthwise` take a core's cache, and a line, for smaller than they are."""
+    kept = [f for f in vars(depthwise).values() if hasattr(f, "cache_clear")]
+    near, line = request.param
+    monkeypatch.setattr(depthwise, "NEAR", near)
+    monkeypatch.setattr(depthwise, "LINE", line)
+    for function in kept:
+        function.cache_clear()
+    yield
+    monkeypatch.undo()
+    for function in kept:
+        function.cache_clear()
+
+
+@pytest.mark.parametrize("small_cache", [(1, 7), (900, 64), (9000, 400)], indirect=True, ids=str)
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+@pytest.mark.parametrize(
+    ("I", "W", "stride", "dilation"),
+    [
+        ((40,), (5,), 1, 2),
+        ((14, 9), (3, 3), 1, 1),
+        ((23, 10), (3, 2), (2, 1), (1, 3)),
+        ((23, 10), (1, 4), (1, 2), 1),
+        ((11, 6, 7), (3, 2, 3), 1, 1),
+        ((9, 6, 7), (2, 3, 2), (1, 2, 3), (2, 1, 1)),
+    ],
+    ids=str,
+)
+def test_depthwise_in_pieces_of_any_size(small_cache, I, W, stride, dilation, mode):
+    """Parts of groups, of samples and of rows, and what is left of each."""
+    x, w = RNG.integers(-3, 4, (5, 7, *I)), RNG.integers(-3, 4, (7, 1, *W))
+    x, w = x.astype("float32"), w.astype("float32")
+    options = {"stride": stride, "dilation": dilation, "padding_mode": mode}
+    axes = (options["stride"], ((1, 2), *((1, 0),) * (len(I) - 1)), options["dilation"])
+    geom = geometry.geometry(5, 1, 1, I, W, geometry.options(len(I), *axes, 1, mode))
+    y = xconv.conv(x, w, groups=7, padding=geom.padding, method="taps", **options)
+    grouped = np.moveaxis(x, 1, 0)[:, None]
+    start, stop = geom.reads((0,) * len(I), geom.O, (0,) * len(I), W)
+    box = (slice(0, 7), slice(0, 1), slice(0, 5))
+    how = padding.reading(geom, box, start, stop)
+    window = Window(geom.O, W, geom.stride, geom.dilation)
+    read = padding.Source(grouped, how, x.dtype, None)
+    found = depthwise.forward(np, read, depthwise.prepare(np, w[:, None], window), window)
+    np.testing.assert_array_equal(np.moveaxis(found[:, 0], 0, 1), y, strict=True)
+    g = RNG.integers(-3, 4, y.shape).astype("float32")
+    options |= {"groups": 7, "padding": geom.padding, "method": "taps"}
+    dw = xconv.conv_grad_weight(g, x, W, **options)
+    found = depthwise.grad_weight(np, read, np.moveaxis(g, 1, 0)[:, None], window)
+    np.testing.assert_array_equal(found[:, 0], dw, strict=True)
 
 
 # outputs, kernel size: whole tiles and parts, at the last dilation one tile for two phases
@@ -1160,7 +1216,7 @@ def test_depthwise_dilations_of_each_axis():
     x, w = (RNG.integers(-2, 3, shape).astype(float) for shape in ((2, 3, 20, 30), (3, 1, 3, 3)))
     window, options = Window((16, 24), (3, 3), (1, 1), (2, 3)), {"dilation": (2, 3), "groups": 3}
     own = np.moveaxis(x[:, :, None], 1, 0).swapaxes(1, 2)  # (G, 1, N, *L)
-    found = depthwise.forward(np, own, depthwise.prepare(np, w[:, None], window), window)
+    found = depthwise.forward(np, source(own), depthwise.prepare(np, w[:, None], window), window)
     right = xconv.conv(x, w, method="taps", **options)
     np.testing.assert_array_equal(found[:, 0].swapaxes(0, 1), right)
 

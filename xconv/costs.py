@@ -29,6 +29,8 @@ SCATTER = 1.0  # a number of the columns of `scatter`, written and added to wher
 STRIDED = 1.5  # times as much where cells of a tap lie a stride apart
 LONE = 3  # times as much where groups of one channel share no product
 DOT = 0.08  # a number of a long scalar product
+NEARBY = 0.12  # the same within a core's cache
+FAR = 2.0  # times as much where it lies beyond that, and is read again
 RUN = 5.0  # a run of numbers that is copied, as a row of an image
 PACK = 0.25  # a number of a matrix that BLAS rearranges, for each of a batch or beyond its cache:
 CACHED = 2**18  # numbers of the columns of one product
@@ -221,17 +223,18 @@ def _lines(task: Task, geom: Geometry, weights: bool) -> float:
 
 
 def _depthwise(task: Task, geom: Geometry, weights: bool) -> float:
-    images, points = geom.N * geom.G, math.prod(geom.W)
-    if weights:
-        cells = images * slab(geom, geom.O, geom.W)
-        L = geom.stride[-1] * (geom.O[-1] - 1) + geom.dilation[-1] * (geom.W[-1] - 1) + 1
-        return cells * (2 * RUN / L + task.wide * (2 * COPY + DOT * points)) + 15 * CALL
     window = Window(geom.O, geom.W, geom.stride, geom.dilation)
-    rows, width = math.prod(geom.O[:-1]), math.prod(geom.O[1:])
-    copied = rows * (1 + points // geom.W[0]) * (RUN + COPY * task.wide * geom.O[-1])
-    operations = 2 * depthwise.prepared(1, window, 1, 1) * width
-    product = PRODUCT + operations * task.flop * SHORT
-    return images * (copied + -(-geom.O[0] // depthwise.ROWS) * product) + 15 * CALL
+    images, cells = geom.N * geom.G, slab(geom, geom.O, geom.W)
+    row = geom.stride[-1] * (geom.O[-1] - 1) + geom.dilation[-1] * (geom.W[-1] - 1) + 1
+    read = cells * (RUN / row + COPY * task.wide)
+    if weights:
+        calls = depthwise.weight_calls(geom.G, geom.N, window)
+        return images * (2 * read + cells * task.wide * DOT * math.prod(geom.W)) + calls * CALL
+    strided = geom.stride[-1] > 1
+    own = depthwise.work(geom.G, geom.N, window)
+    copied = own.copied * (RUN / geom.O[-1] + NEARBY * task.wide * (STRIDED if strided else 1))
+    products = own.products * (PRODUCT + own.operations * task.flop * SHORT)
+    return images * read + geom.G * (copied + products) + own.calls * CALL
 
 
 def group_work(geom: Geometry, contraction: str) -> Work:
@@ -245,7 +248,8 @@ def banded(task: Task, geom: Geometry, contraction: str) -> float:
     """Estimate a contraction by `bands`, or a weight gradient by `diagonals`."""
     own = group_work(geom, contraction)
     product = PRODUCT + own.operations * task.flop * SHORT
-    return geom.G * (own.products * product + COPY * task.wide * own.copied) + own.calls * CALL
+    copied = own.copied * (FAR if contraction == "grad_weight" else 1)
+    return geom.G * (own.products * product + COPY * task.wide * copied) + own.calls * CALL
 
 
 def scattered(task: Task, geom: Geometry, size: Ints, cut: Boxes) -> float:

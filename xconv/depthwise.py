@@ -1,134 +1,283 @@
-"""One channel per group in place: rows of outputs as a product, for images that are wide.
+"""One channel per group in place, some padded images at a time, which a core's cache holds.
 
-Where rows of weights are too short for a product, some rows of outputs together are one: of a band
-matrix, in which the taps of the first axis move down by its stride from one row to the next, with
-the rows of the input. Only the windows of the other axes are copied, and the products write to the
-result. The weight gradient is a scalar product for each tap, of the block as one line, which the
-tap shifts, with the gradient in a line of the same shape.
+Some rows of outputs are one product: of a band matrix, in which the taps of the first axis move
+down by its stride from one row to the next, with the rows of the input. Only the windows of the
+other axes are copied, and the products write to the result. The weight gradient is a scalar
+product for each tap, of the images as one line, which the tap shifts, with the gradient in a line
+of the same shape.
 
-The zeros of a band spread a NaN. See also Cho and Brand's MEC, https://arxiv.org/abs/1706.06873.
+The zeros of a band spread a NaN, as do those of a gradient's line. See also Cho and Brand's MEC,
+https://arxiv.org/abs/1706.06873.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from functools import lru_cache
 
-from .geometry import ALL, SPATIAL, Ints, Window
-from .namespace import Array, Namespace, gathered, merged, scratch, strided, windows
-from .products import matmul
+from .geometry import SPATIAL, Ints, Window, Work
+from .namespace import Array, Namespace, scratch, strided, windows
+from .padding import Source
 
-ROWS = 4  # rows of outputs in a product: more of them multiply more zeros
-PIECE = 2048  # numbers that stay in the first cache for all taps
+NEAR = 2**18  # numbers that a core's cache holds beside others
+ROWS = 4  # of outputs in a product: more of them multiply more zeros
+SIDE = 8  # a product takes as long as one with so many more columns
+LINE = 2048  # numbers of a scalar product: the first cache keeps them for all taps
 
 
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:
-    """Return w (G, k, 1, *W) as band matrices (G, k, rows of outputs, rows of inputs * *W')."""
-    G, k = w.shape[:2]
-    rows, (s, d, taps) = _rows(window), _first(window)
-    band = xp.zeros((G, k, rows, _span(window, rows), *window.W[1:]), dtype=w.dtype)
+    """Return w (G, 1, 1, *W) as band matrices (G, 1, rows of outputs, rows of inputs * *W')."""
+    window = _planar(window)
+    rows, s, d, taps = _rows(window), window.stride[0], window.dilation[0], window.W[0]
+    band = xp.zeros((len(w), rows, _span(window, rows), *window.W[1:]), dtype=w.dtype)
+    w = xp.reshape(w, (len(w), *window.W))
     for row in range(rows):
-        band[:, :, row, s * row : s * row + d * (taps - 1) + 1 : d] = w[:, :, 0]
-    return xp.reshape(band, (G, k, rows, math.prod(band.shape[3:])))
+        band[:, row, s * row : s * row + d * (taps - 1) + 1 : d] = w
+    return xp.reshape(band, (len(w), 1, rows, -1))
 
 
-def forward(xp: Namespace, x: Array, w: Array, window: Window, out: Array | None = None) -> Array:
-    """dT/dg: x (G, 1, N, *L) padded, w prepared -> (G, k, N, *O), in `out` if that can be."""
-    G, k, rows, _ = w.shape
-    N, width, taps = x.shape[2], math.prod(window.O[1:]), math.prod(window.W[1:])
-    lines = _lines(xp, x, window)
-    place = None if out is None else merged(out, SPATIAL + 1)
-    if place is None:
-        out = scratch(xp, (G, k, N, *window.O), x.dtype)
-        place = xp.reshape(out, (G, k, N, window.O[0], width))
-    s, whole = window.stride[0], window.O[0] // rows * rows
-    for start, stop, n in ((0, whole, rows), (whole, window.O[0], window.O[0] - whole)):
-        if start == stop:
-            continue
-        span, count = _span(window, n) * taps, (stop - start) // n
-        # the rows of the input that each product reads overlap
-        some = lines[..., s * start * taps * width :]
-        view = Window((count,), (span * width,), (s * n * taps * width,), (1,))
-        some = xp.permute_dims(windows(xp, some, view), (0, 1, 3, 4, 2))
-        some = xp.reshape(some, (G, 1, N, count, span, width))
-        there = xp.reshape(place[:, :, :, start:stop], (G, k, N, count, n, width))
-        # (G, k, 1, 1, n, span*W') @ (G, 1, N, count, span*W', O') -> (G, k, N, count, n, O')
-        matmul(xp, w[:, :, None, None, :n, :span], some, there)
+def forward(xp: Namespace, x: Source, w: Array, window: Window, out: Array | None = None) -> Array:
+    """dT/dg: x (G, 1, N, *L) padded, w prepared -> (G, 1, N, *O), in `out` if that can be."""
+    G, _, N, *L = x.shape
+    if out is None or out.strides[-1] != out.itemsize:
+        out = scratch(xp, (G, 1, N, *window.O), x.dtype)
+    places = out[:, 0] if len(L) > 1 else out[:, 0, :, None]
+    window = _planar(window)
+    g, n, chunks = _piece(G, N, window)
+    cells = _zeros(xp, (g, 1, n, *_cells(window)), x.dtype)
+    span = _span(window, max(b - a for a, b in chunks))
+    columns = scratch(xp, (g, n, span, *window.W[1:], *window.O[1:]), x.dtype)
+    rows = _rows(window)  # of the bands, which are for the largest block, this one may be a part
+    w = w[:, :, :rows, : _span(window, rows) * math.prod(window.W[1:])]
+    band = w[(slice(None), slice(None), *(None,) * (len(window.O) - 1))]
+    for own, some in itertools.product(_alike(G, g), _parts(N, n)):
+        box = (slice(min(own.stop - own.start, g)), slice(some.stop - some.start))
+        size, there = box[0].stop, cells[box[0], :, box[1]]
+        fill = x.onto(xp.reshape(there, (*there.shape[:SPATIAL], *L)), own, some)
+        steps = []
+        for start, stop in chunks:
+            read = _windows(xp, there, window, start, stop)
+            copied = columns[(*box, slice(read.shape[2]))]
+            products = _products(xp, copied, places[own, some, start:stop], window)
+            steps.append((read, copied, [(a, _split(xp, b, size)) for a, b in products]))
+        left = _split(xp, band[own], size)
+        for piece in range(len(left)):  # with little between the calls: other threads wait for it
+            fill(piece)
+            for read, copied, products in steps:
+                copied[...] = read
+                for right, place in products:
+                    # (g, 1, 1, .., rows, K) @ (g, n, count, .., K, O') -> (.., rows, O')
+                    xp.matmul(left[piece], right, out=place[piece])
     return out
 
 
+def _windows(xp: Namespace, cells: Array, window: Window, start: int, stop: int) -> Array:
+    """View the windows of all axes but the first, (g, n, L, *W', *O'), under rows of outputs."""
+    first, span = window.stride[0] * start, _span(window, stop - start)
+    others = Window((span, *window.O[1:]), *((1, *axis[1:]) for axis in window[1:]))
+    view = windows(xp, cells[:, :, :, first : first + span], others)[:, 0, 0]  # (g, *W', n, L, *O')
+    rank = len(others.O) - 1
+    order = (0, rank + 1, rank + 2, *range(1, rank + 1), *range(rank + 3, view.ndim))
+    return xp.permute_dims(view, order)
+
+
+def _products(
+    xp: Namespace, columns: Array, places: Array, window: Window
+) -> list[tuple[Array, Array]]:
+    """View the right matrices of products, and the places of their results.
+
+    Those are parts of columns (g, n, L, *W', *O'), these of rows of outputs (.., n, rows, *O'). Of
+    rows that are left, a last product writes some of the others once more.
+    """
+    rows, others, O = _rows(window), window.O[1:], places.shape[2]
+    s, taps = window.stride[0], math.prod(window.W[1:])
+    lines = xp.reshape(columns, (*columns.shape[:2], columns.shape[2] * taps, *others))
+    found = []
+    for row, count in ((0, O // rows), (O - rows, 1))[: 2 if O % rows else 1]:
+        some = lines[:, :, s * row * taps :]
+        shape = (*some.shape[:2], count, _span(window, rows) * taps, *others)
+        apart = some.strides[2]
+        right = strided(
+            xp, some, shape, (*some.strides[:2], s * rows * taps * apart, *some.strides[2:])
+        )
+        place = places[:, :, row : row + count * rows]
+        place = xp.reshape(place, (*place.shape[:2], count, rows, *others))
+        found.append((_by_line(xp, right), _by_line(xp, place)))
+    return found
+
+
+def _by_line(xp: Namespace, a: Array) -> Array:
+    """Return matrices of one line of outputs: (g, n, count, M, *O') -> (g, n, count, .., M, O)."""
+    return xp.permute_dims(a, (0, 1, 2, *range(4, a.ndim - 1), 3, a.ndim - 1))
+
+
 def grad_weight(
-    xp: Namespace, x: Array, g: Array, window: Window, out: Array | None = None
+    xp: Namespace, x: Source, g: Array, window: Window, out: Array | None = None
 ) -> Array:
-    """dT/dw: x (G, 1, N, *L) padded, g (G, k, N, *O) -> (G, k, 1, *W)."""
-    G, k, N, *O = g.shape
-    L, W, axes = tuple(x.shape[SPATIAL:]), window.W, len(window.W)
-    spread = scratch(xp, (G, k, N, *L), g.dtype)
-    spread[...] = 0
-    there = (slice(0, s * (o - 1) + 1, s) for o, s in zip(O, window.stride, strict=True))
-    spread[(*ALL, *there)] = g
-    size = N * math.prod(L)
-    line, spread = xp.reshape(x, (G, size)), xp.reshape(spread, (G, k, size))
-    item = line.strides[-1]
-    shifts = [d * math.prod(L[a + 1 :]) for a, d in enumerate(window.dilation)]
-    size -= sum((w - 1) * shift for w, shift in zip(W, shifts, strict=True))
-    whole = size // PIECE * PIECE
-    dw = xp.zeros((G, *W, k, 1), dtype=g.dtype)
-    for start, stop, n in ((0, whole, PIECE), (whole, size, size - whole)):
-        if start < stop:
-            count = (stop - start) // n
-            rows = xp.reshape(spread[..., start:stop], (G, k, count, n))
-            rows = xp.permute_dims(rows, (0, 2, 1, 3))[(*ALL[:2], *(None,) * axes)]
-            steps = (line.strides[0], n * item, *(shift * item for shift in shifts), item, item)
-            shifted = strided(xp, line[:, start:], (G, count, *W, n, 1), steps)
-            # (G, pieces, 1, k, n) @ (G, pieces, W, n, 1) -> (G, pieces, W, k, 1)
-            dw += xp.sum(xp.matmul(rows, shifted), axis=1, dtype=g.dtype)
-    return xp.permute_dims(dw, (0, 1 + axes, 2 + axes, *range(1, 1 + axes)))
-
-
-def _lines(xp: Namespace, x: Array, window: Window) -> Array:
-    """Return the windows of all axes but the first, as lines (G, 1, N, L*W'*O')."""
-    rank, rows = len(window.W), _span(window, window.O[0])
-    others = Window(
-        (rows, *window.O[1:]),
-        (1, *window.W[1:]),
-        (1, *window.stride[1:]),
-        (1, *window.dilation[1:]),
+    """dT/dw: x (G, 1, N, *L) padded, g (G, 1, N, *O) -> (G, 1, 1, *W)."""
+    G, _, N, *L = x.shape
+    W, axes = window.W, len(window.W)
+    groups, n, count, length = _line_pieces(G, N, window)
+    room = count * length + _reach(window)
+    line, spread = (
+        _zeros(xp, (groups * room,), x.dtype),
+        _zeros(xp, (groups * count * length,), x.dtype),
     )
-    view = windows(xp, x, others)[:, :, 0]  # (G, 1, *W', N, L, *O')
-    order = (0, 1, rank + 1, rank + 2, *range(2, rank + 1), *range(rank + 3, view.ndim))
-    view = xp.permute_dims(view, order)
-    return gathered(xp, view, (*view.shape[:3], math.prod(view.shape[3:])))
+    cells, places = (
+        xp.reshape(xp.reshape(a, (groups, -1))[:, : n * math.prod(L)], (groups, 1, n, *L))
+        for a in (line, spread)
+    )
+    there = (slice(0, s * (o - 1) + 1, s) for o, s in zip(window.O, window.stride, strict=True))
+    places = places[(..., *there)]
+    steps = (room, length, *_shifts(window), 1, 1)
+    strides = tuple(line.itemsize * step for step in steps)
+    shifted = strided(xp, line, (groups, count, *W, length, 1), strides)
+    rows = xp.reshape(spread, (groups, count, *(1,) * axes, 1, length))
+    sums = scratch(xp, (G, count, *W, 1, 1), x.dtype)
+    dw = xp.zeros((G, *W, 1, 1), dtype=x.dtype)
+    for some in _parts(N, n):
+        samples = some.stop - some.start
+        for own in _alike(G, groups):
+            size = min(own.stop - own.start, groups)
+            fill = x.onto(cells[:size, :, :samples], own, some)
+            place, left, right = places[:size, :, :samples], rows[:size], shifted[:size]
+            places[:size, :, samples:] = 0
+            pieces = zip(
+                _split(xp, g[own, :, some], size), _split(xp, sums[own], size), strict=True
+            )
+            for piece, (gradient, found) in enumerate(pieces):
+                fill(piece)
+                place[...] = gradient
+                # (g, count, .., 1, length) @ (g, count, *W, length, 1) -> (g, count, *W, 1, 1)
+                xp.matmul(left, right, out=found)
+        dw += xp.sum(sums, axis=1, dtype=x.dtype)
+    return xp.reshape(dw, (G, 1, 1, *W))
+
+
+def _parts(whole: int, size: int) -> list[slice]:
+    """Return parts of at most that size."""
+    return [slice(a, min(a + size, whole)) for a in range(0, whole, size)]
+
+
+def _alike(whole: int, size: int) -> list[slice]:
+    """Return what has many parts of that size, and what is left."""
+    most = whole // size * size
+    return [slice(0, most)] + [slice(most, whole)] * (most < whole)
+
+
+def _split(xp: Namespace, a: Array, size: int) -> Array:
+    """View parts of so many groups: (G, ..) -> (parts, size, ..)."""
+    return xp.reshape(a, (-1, size, *a.shape[1:]))
+
+
+def _planar(window: Window) -> Window:
+    """Return a window of at least two axes: a line is an image of one row."""
+    return window if len(window.O) > 1 else Window(*((1, *axis) for axis in window))
 
 
 def _rows(window: Window) -> int:
-    return min(ROWS, window.O[0])
-
-
-def _first(window: Window) -> Ints:
-    """Return stride, dilation and taps of the first axis."""
-    return window.stride[0], window.dilation[0], window.W[0]
+    """Return how many rows of outputs are a product."""
+    return min(ROWS, window.O[0]) if window.W[0] > 1 else 1
 
 
 def _span(window: Window, rows: int) -> int:
     """Return how many rows of the input some rows of outputs read."""
-    s, d, taps = _first(window)
-    return s * (rows - 1) + d * (taps - 1) + 1
+    return window.stride[0] * (rows - 1) + window.dilation[0] * (window.W[0] - 1) + 1
+
+
+def _cells(window: Window) -> Ints:
+    """Return the sizes of padded images."""
+    axes = zip(window.O, window.W, window.stride, window.dilation, strict=True)
+    return tuple(s * (o - 1) + d * (w - 1) + 1 for o, w, s, d in axes)
+
+
+def _shifts(window: Window) -> Ints:
+    """Return how far the next tap of each axis is, in an image as a line."""
+    cells = _cells(window)
+    return tuple(d * math.prod(cells[a + 1 :]) for a, d in enumerate(window.dilation))
+
+
+def _reach(window: Window) -> int:
+    """Return how far the last tap is."""
+    return sum((w - 1) * shift for w, shift in zip(window.W, _shifts(window), strict=True))
+
+
+def _zeros(xp: Namespace, shape: Ints, dtype: object) -> Array:
+    block = scratch(xp, shape, dtype)
+    block[...] = 0
+    return block
+
+
+@lru_cache(maxsize=256)
+def _piece(G: int, N: int, window: Window) -> tuple[int, int, list[tuple[int, int]]]:
+    """Return how many groups and samples come at a time, and the rows of outputs of each chunk."""
+    O, rows = window.O[0], _rows(window)
+    row = math.prod(window.W[1:]) * math.prod(window.O[1:])
+    most = (NEAR // row - _span(window, rows)) // (window.stride[0] * rows) + 1
+    size = rows * _even(O // rows, most)
+    starts = range(0, O // rows * rows, size)
+    chunks = list(zip(starts, [*starts[1:], O], strict=True))
+    columns = row * _span(window, max(b - a for a, b in chunks))
+    return *_images(G, N, math.prod(_cells(window)) + columns), chunks
+
+
+@lru_cache(maxsize=256)
+def _line_pieces(G: int, N: int, window: Window) -> tuple[int, int, int, int]:
+    """Return how many groups and samples come at a time, as how many lines of which length."""
+    image = math.prod(_cells(window))
+    groups, samples = _images(G, N, image)
+    count = max(samples * image // LINE, 1)
+    return groups, samples, count, -(-samples * image // count)
+
+
+def _images(G: int, N: int, numbers: int) -> tuple[int, int]:
+    """Return how many groups and samples come at a time, of so many numbers an image."""
+    samples = _even(N, NEAR // numbers)
+    return _even(G, NEAR // (samples * numbers)), samples
+
+
+def _even(whole: int, most: int) -> int:
+    """Return the size of the fewest parts of at most so many, all about the same."""
+    return -(-whole // -(-whole // max(most, 1)))
 
 
 def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that `forward` needs beyond its operands and its result."""
-    rows = _span(window, window.O[0])
-    return G * N * rows * math.prod(window.W[1:]) * math.prod(window.O[1:])
+    window = _planar(window)
+    g, n, chunks = _piece(G, N, window)
+    row = math.prod(window.W[1:]) * math.prod(window.O[1:])
+    columns = row * _span(window, max(b - a for a, b in chunks))
+    return g * n * (math.prod(_cells(window)) + columns)
 
 
 def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
     """Elements that `grad_weight` needs beyond its operands and its result."""
-    sizes = zip(window.O, window.W, window.stride, window.dilation, strict=True)
-    cells = N * math.prod(s * (o - 1) + d * (w - 1) + 1 for o, w, s, d in sizes)
-    return G * k * (cells + (cells // PIECE + 2) * math.prod(window.W))
+    g, _, count, length = _line_pieces(G, max(N, 1), window)
+    return g * (2 * count * length + _reach(window)) + G * (count + 2) * math.prod(window.W)
 
 
 def prepared(G: int, window: Window, c: int, k: int) -> int:
     """Elements of the prepared weights."""
+    window = _planar(window)
     rows = _rows(window)
-    return G * k * rows * _span(window, rows) * math.prod(window.W[1:])
+    return G * rows * _span(window, rows) * math.prod(window.W[1:])
+
+
+def work(G: int, N: int, window: Window) -> Work:
+    """Return what one group takes in `forward`."""
+    window = _planar(window)
+    rows, others = _rows(window), math.prod(window.O[1:])
+    g, n, chunks = _piece(G, N, window)
+    K, number = _span(window, rows) * math.prod(window.W[1:]), -(-window.O[0] // rows)
+    operations = 2 * rows * K * (window.O[-1] + SIDE)
+    copied = sum(_span(window, b - a) for a, b in chunks) * math.prod(window.W[1:]) * others
+    products = N * number * others // window.O[-1]
+    calls = -(-G // g) * -(-N // n) * (1 + 2 * len(chunks) + (window.O[0] % rows > 0))
+    return Work(products, operations, N * copied, 0, 0, calls, 0)
+
+
+def weight_calls(G: int, N: int, window: Window) -> int:
+    """Count NumPy's calls in `grad_weight`."""
+    g, n, _, _ = _line_pieces(G, N, window)
+    return 3 * -(-G // g) * -(-N // n)

@@ -50,7 +50,8 @@ class Traits(NamedTuple):
     times as large as others where calls are short; where many would be little work, those of a
     forward contraction are to be ``double`` the size. None is cut below some positions and output
     channels to feed cores, and they are to have whole tiles of ``tile(window)`` outputs. Channels
-    are to come ``last`` in memory where a block is a copy. ``room(xp, w, window)`` returns an array
+    are to come ``last`` in memory where a block is a copy; one that ``reads`` by itself is given
+    a `Source` instead. ``room(xp, w, window)`` returns an array
     to prepare parts of the weights in, or None where that is little work.
     """
 
@@ -60,6 +61,7 @@ class Traits(NamedTuple):
     positions: int = 256
     channels: int = 64
     last: bool = False
+    reads: bool = False
     tile: Callable[[Window], Ints] | None = None
     room: Callable[[Namespace, Array, Window], Array | None] | None = None
 
@@ -79,7 +81,7 @@ TRAITS: dict[Algorithm, Traits] = {
     fft: Traits(cuts=False),
     pointwise: Traits(positions=192, double=True),
     lines: Traits(positions=96, channels=256),
-    depthwise: Traits(cuts=False),
+    depthwise: Traits(cuts=False, reads=True),
 }
 
 # What a caller may name; the others are what "windows" and "taps" come to in some cases.

@@ -262,6 +262,12 @@ class small_buffers(np.errstate):
         np.setbufsize(self.NUMBERS)  # until the end of this context
 
 
+def conjugate(xp: Namespace, a: Array, out: Array) -> None:
+    """Write the conjugate of a NumPy array, which may take buffers but no large ones."""
+    with small_buffers():
+        xp.conj(a, out=out)
+
+
 @lru_cache(maxsize=256, typed=True)
 def dtype_name(dtype: Any) -> str:
     """Return a dtype's name in the array API: "float32" for ``np.float32``, ``torch.float32``."""

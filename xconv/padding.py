@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -258,6 +258,44 @@ def read(xp: Namespace, x: Array, how: Reading, name: str, last: bool = False) -
         block = scratch(xp, how.shape, dtype)
     fill(x, how, block)
     return block
+
+
+class Source(NamedTuple):
+    """Padded images that an algorithm reads by itself, some groups and samples at a time.
+
+    They are copied, or, where it is not None, by ``conj(cells, block)``.
+    """
+
+    x: Array
+    how: Reading
+    dtype: Any
+    conj: Callable[..., Array] | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all of it, (G, c, N, *L)."""
+        return self.how.shape
+
+    def onto(self, block: Array, groups: slice, samples: slice) -> Callable[[int], None]:
+        """Return what writes some of these groups onto a block of zeros, but for the zeros.
+
+        It takes the number of the part, of as many groups as the block has.
+        """
+        how, size = self.how, len(block)
+        everything = ((..., how.inside),) if how.inside is not None else how.copies
+        copies = []
+        for there, here in everything:
+            cells = self.x[here][groups, :, samples]
+            copies.append((block[there], cells.reshape((-1, size, *cells.shape[1:]))))
+
+        def fill(part: int) -> None:
+            for there, cells in copies:
+                if self.conj is None:
+                    there[...] = cells[part]
+                else:
+                    self.conj(cells[part], there)
+
+        return fill
 
 
 def fill(x: Array, how: Reading, block: Array) -> None:

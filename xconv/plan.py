@@ -170,15 +170,21 @@ def _work(geom: Geometry, moved: int) -> int:
 
 
 def _fed(
-    whole: Ints, shape: Ints, work: int, smallest: Ints, wanted: int, grain: int = GRAIN
+    whole: Ints,
+    shape: Ints,
+    work: int,
+    smallest: Ints,
+    wanted: int,
+    grain: int = GRAIN,
+    first: int = 0,
 ) -> Ints:
     """Halve a block, its axes in turn, until there are enough tasks for the work.
 
-    An axis is not cut below its entry in `smallest`; the axes that are cut first come first.
+    An axis is not cut below its entry in `smallest`; one is the `first`, the others follow in turn.
     """
     current = list(shape)
-    for axis, least in enumerate(smallest):
-        while current[axis] >= 2 * max(least, 1):
+    for axis in sorted(range(len(smallest)), key=lambda axis: axis != first):
+        while current[axis] >= 2 * max(smallest[axis], 1):
             tasks = count(whole, current)
             if tasks >= wanted or work < tasks**3 * grain:
                 return tuple(current)
@@ -245,7 +251,7 @@ def _forward(
         (_, k, c, *_), (g, n, *o) = held, shape
         cells, positions = g * n * slab(geom, tuple(o), w), g * n * math.prod(o)
         extra = algorithm.workspace(g, n, window(tuple(o), w), c, k)
-        return cells * c + extra + 2 * positions * k
+        return cells * c * (not traits.reads) + extra + 2 * positions * k
 
     def block(held: Ints, shape: Ints, w: Ints) -> int:
         return itemsize * numbers(held, shape, w)
@@ -292,7 +298,8 @@ def _forward(
     everything = (geom.N, *geom.O, held[0], held[1])
     rows = (-(-traits.positions // math.prod(some)) for some in (o, o[1:]))
     least = (*rows, *o[1:], 1, traits.channels)  # of fewer, blocks would prepare the same data
-    n, *o, g, k = _fed(everything, (n, *o, g, held[1]), work, least, limits.tasks)
+    first = 1 + geom.rank if traits.reads else 0  # by groups, as nothing else is read by another
+    n, *o, g, k = _fed(everything, (n, *o, g, held[1]), work, least, limits.tasks, first=first)
     own = (g, k, *held[2:])
     outputs = _in_tiles(geom, algorithm, tuple(o), lambda o: block(own, (g, n, *o), w) <= room)
     size = block(own, (g, n, *outputs), w)
@@ -436,7 +443,7 @@ def grad_weight(geom: Geometry, algorithm: Algorithm, itemsize: int, limits: Lim
         cells, positions = g * n * slab(geom, tuple(o), tuple(w)), g * n * math.prod(o)
         window = Window(tuple(o), tuple(w), geom.stride, geom.dilation)
         extra = algorithm.weight_workspace(g, n, window, c, k)
-        return cells * c + extra + positions * k + math.prod(held)
+        return cells * c * (not traits.reads) + extra + positions * k + math.prod(held)
 
     def block(held: Ints, shape: Ints) -> int:
         return itemsize * numbers(held, shape)

@@ -14,11 +14,12 @@ from .namespace import (
     Array,
     begin_block,
     cast,
+    conjugate,
     dtype_name,
     dtype_of,
     scratch,
 )
-from .padding import Index, Reading
+from .padding import Index, Reading, Source
 from .plan import Banks, Boxes, Limits, Plan, at_once
 
 Pair = tuple[Array, Array]
@@ -77,8 +78,14 @@ class Setup:
         copy[...] = a
         return copy
 
-    def read(self, x: Array, how: Reading, algorithm: Algorithm) -> Array:
-        """Return a box of padded coordinates of the first operand, ready; a copy in `scratch`."""
+    def read(self, x: Array, how: Reading, algorithm: Algorithm) -> Array | Source:
+        """Return a box of padded coordinates of the first operand, ready; a copy in `scratch`.
+
+        For algorithms that read it by themselves it is what they read.
+        """
+        if TRAITS[algorithm].reads:
+            conj = partial(conjugate, self.xp) if self.conjugate[0] else None
+            return Source(x, how, dtype_of(self.xp, self.compute), conj)
         block = padding.read(self.xp, x, how, self.compute, TRAITS[algorithm].last)
         if not self.conjugate[0]:
             return block
