@@ -238,8 +238,10 @@ def _images(G: int, N: int, numbers: int) -> tuple[int, int]:
 
 
 def _even(whole: int, most: int) -> int:
-    """Return the size of the fewest parts of at most so many, all about the same."""
-    return -(-whole // -(-whole // max(most, 1)))
+    """Return the size of parts of at most so many: all the same, or about as large."""
+    most = min(max(most, 1), whole)
+    alike = (size for size in range(most, most // 2, -1) if whole % size == 0)
+    return next(alike, -(-whole // -(-whole // most)))
 
 
 def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
