@@ -770,13 +770,34 @@ def test_depthwise_in_pieces_of_any_size(small_cache, I, W, stride, dilation, mo
     how = padding.reading(geom, box, start, stop)
     window = Window(geom.O, W, geom.stride, geom.dilation)
     read = padding.Source(grouped, how, x.dtype, None)
-    found = depthwise.forward(np, read, depthwise.prepare(np, w[:, None], window), window)
+    prepared = depthwise.prepare(np, w[:, None], window)
+    found = depthwise.forward(np, read, prepared, window)
     np.testing.assert_array_equal(np.moveaxis(found[:, 0], 0, 1), y, strict=True)
+    turned = partial(namespace.conjugate, np)
+    read_conjugate = padding.Source(grouped * np.complex64(1j), how, np.dtype("complex64"), turned)
+    found = depthwise.forward(np, read_conjugate, prepared.astype("complex64"), window)
+    np.testing.assert_array_equal(np.moveaxis(found[:, 0], 0, 1), y * np.complex64(-1j))
     g = RNG.integers(-3, 4, y.shape).astype("float32")
     options |= {"groups": 7, "padding": geom.padding, "method": "taps"}
     dw = xconv.conv_grad_weight(g, x, W, **options)
     found = depthwise.grad_weight(np, read, np.moveaxis(g, 1, 0)[:, None], window)
     np.testing.assert_array_equal(found[:, 0], dw, strict=True)
+
+
+@pytest.mark.parametrize("small_cache", [(5000, 300)], indirect=True, ids=str)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_no_part_of_a_depthwise_block_takes_more_than_all_of_it(small_cache, rank):
+    """As of the blocks at the edges, which are counted as the others."""
+    for _ in range(200):
+        W, stride, dilation = (tuple(RNG.integers(1, 4, rank).tolist()) for _ in range(3))
+        whole = RNG.integers(1, [40, 9, *(25,) * rank])
+        parts = [whole, RNG.integers(1, whole + 1)]
+        found = []
+        for G, N, *O in (part.tolist() for part in parts):
+            window = Window(tuple(O), W, stride, dilation)
+            sizes = (depthwise.workspace, depthwise.weight_workspace)
+            found.append([size(G, N, window, 1, 1) for size in sizes])
+        assert found[1][0] <= found[0][0] and found[1][1] <= found[0][1], (parts, W, stride)
 
 
 # outputs, kernel size: whole tiles and parts, at the last dilation one tile for two phases

@@ -23,7 +23,7 @@ from .namespace import (
 )
 from .padding import Index
 from .plan import Boxes, parts
-from .schedule import Block, Forward, Term
+from .schedule import Block, Forward, GradWeight, Term
 from .setup import Pair, Setup, part_of, store
 
 MANY = 64  # products of all groups that are not kept
@@ -46,16 +46,16 @@ def forward(
     if 0 in y.shape or not geom.C or not pairs:
         store(setup, y, bias)
         return
-    if banded(setup, "forward", pairs, y, geom, bias, forward):
+    plan = schedule.route("forward", setup.task, geom, len(pairs), mirrored)
+    if isinstance(plan, Boxes):
+        by_groups(setup, "forward", plan, pairs, y, geom, bias, forward)
         return
-    in_banks = schedule.banks(setup.task, geom, len(pairs), mirrored)
-    if in_banks is not None:
-        pairs = [(x[in_banks.cells], w) for x, w in pairs]
-        for there in banks.forward(setup, in_banks, pairs[0], y, bias):
-            _again(setup, pairs, y, in_banks.geom, bias, mirrored, there)
-        return
-    plan = schedule.forward(setup.task, geom, len(pairs), mirrored)
     pairs = [(x[plan.cells], w) for x, w in pairs]
+    if isinstance(plan, schedule.Banks):
+        for there in banks.forward(setup, plan, pairs[0], y, bias):
+            _again(setup, pairs, y, plan.geom, bias, mirrored, there)
+        return
+    assert isinstance(plan, Forward)
     once = len(pairs) == plan.terms == 1 and y.dtype == dtype_of(setup.xp, setup.compute)
     checked = choice.spreads(setup.task, plan.algorithm)
     spoiled: list[Index] = []
@@ -172,22 +172,28 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
         dw[...] = 0
         return
 
-    def exactly(setup: Setup, pairs: Sequence[Pair], dw: Array, geom: Geometry, _: None) -> None:
-        grad_weight(setup, *pairs[0], dw, geom)
+    plan = schedule.route("grad_weight", setup.task, geom)
+    if isinstance(plan, Boxes):
 
-    if banded(setup, "grad_weight", [(x, g)], dw, geom, None, exactly):
+        def exactly(
+            setup: Setup, pairs: Sequence[Pair], dw: Array, geom: Geometry, _: None
+        ) -> None:
+            grad_weight(setup, *pairs[0], dw, geom)
+
+        by_groups(setup, "grad_weight", plan, [(x, g)], dw, geom, None, exactly)
         return
-    in_banks = schedule.banks(setup.task, geom, weights=True)
-    if in_banks is None:
-        _grad_weight(setup, x, g, dw, geom)
-    elif banks.grad_weight(setup, in_banks, x[in_banks.cells], g, dw):
+    if isinstance(plan, schedule.Banks):
+        spoiled = banks.grad_weight(setup, plan, x[plan.cells], g, dw)
+    else:
+        assert isinstance(plan, GradWeight)
+        spoiled = _grad_weight(setup, plan, x, g, dw)
+    if spoiled:
         grad_weight(setup.exact(), x, g, dw, geom)
 
 
-def _grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> None:
-    """Write the gradient of the weights block by block."""
+def _grad_weight(setup: Setup, plan: GradWeight, x: Array, g: Array, dw: Array) -> bool:
+    """Write the gradient of the weights block by block; return whether a NaN may have spread."""
     xp = setup.xp
-    plan = schedule.grad_weight(setup.task, geom)
     chosen = plan.algorithm
     cells = x[plan.cells]
     checked = choice.spreads(setup.task, chosen)
@@ -218,34 +224,29 @@ def _grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) ->
                 store(setup, dw[term.there], None, total)
 
     workers.run(plan.terms(), work, finish, workers=setup.workers(plan.cut))
-    total = None
-    if spoiled:
-        grad_weight(setup.exact(), x, g, dw, geom)
+    return spoiled
 
 
-def banded(
+def by_groups(
     setup: Setup,
     contraction: str,
+    cut: Boxes,
     pairs: Sequence[Pair],
     result: Array,
     geom: Geometry,
     bias: Array | None,
     exactly: Callable[..., None],
-) -> bool:
-    """Write a contraction by `bands` or `diagonals`, if that is for it; return whether it is.
+) -> None:
+    """Write a contraction by `bands` or `diagonals`, some groups at a time.
 
-    Some groups come at a time. Those in which a NaN or an infinity may have spread, or been left
-    out, are written again by `exactly`, which takes the arguments of `forward`.
+    Those in which a NaN or an infinity may have spread, or been left out, are written again by
+    `exactly`, which takes the arguments of `forward`.
     """
-    cut = choice.banded(setup.task, geom, contraction, len(pairs))
-    if cut is None:
-        return False
     operand, other = pairs[0]
     for own in _banded(setup, contraction, cut, operand, other, result, geom, bias):
         part = geom.part(own.stop - own.start, 1, geom.N, (0,) * geom.rank, geom.O)
         operands = [(operand[own], other[own])]
         exactly(setup.exact(), operands, result[own], part, part_of(bias, (own,)))
-    return True
 
 
 def _banded(

@@ -12,8 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from . import padding, scatter, schedule, workers
-from .blocks import banded, forward
+from . import choice, padding, scatter, schedule, workers
+from .blocks import by_groups, forward
 from .geometry import ALL, SPATIAL, Geometry, Ints
 from .namespace import Array, Namespace, dtype_of, finite, mirrored, swapped
 from .padding import Index
@@ -32,7 +32,9 @@ def grad_input(
     """
     if 0 in dx.shape:
         return
-    if banded(setup, "grad_input", pairs, dx, geom, bias, grad_input):
+    cut = choice.banded(setup.task, geom, "grad_input", len(pairs))
+    if cut is not None:
+        by_groups(setup, "grad_input", cut, pairs, dx, geom, bias, grad_input)
         return
     # copied cells first: their sums lie beside what the thread keeps, which blocks of others fill
     for strips, start, stop, copied in padding.tiles(geom.I, geom.padding_mode, geom.padding):

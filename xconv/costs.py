@@ -230,10 +230,11 @@ def _depthwise(task: Task, geom: Geometry, weights: bool) -> float:
     if weights:
         calls = depthwise.weight_calls(geom.G, geom.N, window)
         return images * (2 * read + cells * task.wide * DOT * math.prod(geom.W)) + calls * CALL
-    strided = geom.stride[-1] > 1
     own = depthwise.work(geom.G, geom.N, window)
-    copied = own.copied * (RUN / geom.O[-1] + NEARBY * task.wide * (STRIDED if strided else 1))
+    copied = own.copied * (RUN / geom.O[-1] + NEARBY * task.wide)
     products = own.products * (PRODUCT + own.operations * task.flop * SHORT)
+    if geom.rank == 1 or geom.W[0] == 1:  # of one row
+        products += task.rows(own.copied, 1)
     return images * read + geom.G * (copied + products) + own.calls * CALL
 
 

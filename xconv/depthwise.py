@@ -15,9 +15,10 @@ from __future__ import annotations
 import itertools
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 from .geometry import SPATIAL, Ints, Window, Work
-from .namespace import Array, Namespace, scratch, strided, windows
+from .namespace import Array, Namespace, merged, scratch, strided, windows
 from .padding import Source
 
 NEAR = 2**18  # numbers that a core's cache holds beside others
@@ -44,41 +45,48 @@ def forward(xp: Namespace, x: Source, w: Array, window: Window, out: Array | Non
         out = scratch(xp, (G, 1, N, *window.O), x.dtype)
     places = out[:, 0] if len(L) > 1 else out[:, 0, :, None]
     window = _planar(window)
-    g, n, chunks = _piece(G, N, window)
+    g, n, chunks, columns = _pieces(G, N, window)
     cells = _zeros(xp, (g, 1, n, *_cells(window)), x.dtype)
-    span = _span(window, max(b - a for a, b in chunks))
-    columns = scratch(xp, (g, n, span, *window.W[1:], *window.O[1:]), x.dtype)
+    copies = scratch(xp, (g * n * columns,), x.dtype)
     rows = _rows(window)  # of the bands, which are for the largest block, this one may be a part
     w = w[:, :, :rows, : _span(window, rows) * math.prod(window.W[1:])]
-    band = w[(slice(None), slice(None), *(None,) * (len(window.O) - 1))]
-    for own, some in itertools.product(_alike(G, g), _parts(N, n)):
-        box = (slice(min(own.stop - own.start, g)), slice(some.stop - some.start))
-        size, there = box[0].stop, cells[box[0], :, box[1]]
+    for own, some in itertools.product(_runs(G, g), _parts(N, n)):
+        size, samples = min(own.stop - own.start, g), some.stop - some.start
+        there = cells[:size, :, :samples]
         fill = x.onto(xp.reshape(there, (*there.shape[:SPATIAL], *L)), own, some)
         steps = []
-        for start, stop in chunks:
-            read = _windows(xp, there, window, start, stop)
-            copied = columns[(*box, slice(read.shape[2]))]
-            products = _products(xp, copied, places[own, some, start:stop], window)
-            steps.append((read, copied, [(a, _split(xp, b, size)) for a, b in products]))
-        left = _split(xp, band[own], size)
-        for piece in range(len(left)):  # with little between the calls: other threads wait for it
-            fill(piece)
-            for read, copied, products in steps:
-                copied[...] = read
-                for right, place in products:
+        for some_rows, part in chunks:
+            view = _windows(xp, there, window, some_rows, part)
+            copied = xp.reshape(copies[: math.prod(view.shape)], view.shape)
+            place = places[(own, some, some_rows, ..., part)]
+            products = []
+            for right, result in _products(xp, copied, place, window):
+                left = w[(own, slice(None), *(None,) * (right.ndim - 4))]
+                products.append((_split(xp, left, size), right, _split(xp, result, size)))
+            steps.append((view, copied, products))
+        for piece in range((own.stop - own.start) // size):
+            fill(piece)  # with little between these calls: other threads wait for it
+            for view, copied, products in steps:
+                copied[...] = view
+                for left, right, result in products:
                     # (g, 1, 1, .., rows, K) @ (g, n, count, .., K, O') -> (.., rows, O')
-                    xp.matmul(left[piece], right, out=place[piece])
+                    xp.matmul(left[piece], right, out=result[piece])
     return out
 
 
-def _windows(xp: Namespace, cells: Array, window: Window, start: int, stop: int) -> Array:
-    """View the windows of all axes but the first, (g, n, L, *W', *O'), under rows of outputs."""
-    first, span = window.stride[0] * start, _span(window, stop - start)
-    others = Window((span, *window.O[1:]), *((1, *axis[1:]) for axis in window[1:]))
-    view = windows(xp, cells[:, :, :, first : first + span], others)[:, 0, 0]  # (g, *W', n, L, *O')
-    rank = len(others.O) - 1
-    order = (0, rank + 1, rank + 2, *range(1, rank + 1), *range(rank + 3, view.ndim))
+def _windows(xp: Namespace, cells: Array, window: Window, rows: slice, part: slice) -> Array:
+    """View the windows of all axes but the first, (g, n, L, *W', *O'), under a box of outputs.
+
+    It is of some rows, and of a part of the last axis.
+    """
+    s, d, width = window.stride[-1], window.dilation[-1], part.stop - part.start
+    first, span = window.stride[0] * rows.start, _span(window, rows.stop - rows.start)
+    reads = slice(s * part.start, s * (part.stop - 1) + d * (window.W[-1] - 1) + 1)
+    cells = cells[:, :, :, first : first + span, ..., reads]
+    sliding = Window((span, *window.O[1:-1], width), *((1, *axis[1:]) for axis in window[1:]))
+    view = windows(xp, cells, sliding)[:, 0, 0]  # (g, *W', n, L, *O')
+    others = len(window.O) - 1
+    order = (0, others + 1, others + 2, *range(1, others + 1), *range(others + 3, view.ndim))
     return xp.permute_dims(view, order)
 
 
@@ -90,17 +98,17 @@ def _products(
     Those are parts of columns (g, n, L, *W', *O'), these of rows of outputs (.., n, rows, *O'). Of
     rows that are left, a last product writes some of the others once more.
     """
-    rows, others, O = _rows(window), window.O[1:], places.shape[2]
+    flat = merged(places, SPATIAL)  # all lines of a row, if they lie so: fewer and longer products
+    places = places if flat is None else flat
+    rows, (O, *others) = _rows(window), places.shape[2:]
     s, taps = window.stride[0], math.prod(window.W[1:])
     lines = xp.reshape(columns, (*columns.shape[:2], columns.shape[2] * taps, *others))
     found = []
     for row, count in ((0, O // rows), (O - rows, 1))[: 2 if O % rows else 1]:
         some = lines[:, :, s * row * taps :]
         shape = (*some.shape[:2], count, _span(window, rows) * taps, *others)
-        apart = some.strides[2]
-        right = strided(
-            xp, some, shape, (*some.strides[:2], s * rows * taps * apart, *some.strides[2:])
-        )
+        step = s * rows * taps * some.strides[2]
+        right = strided(xp, some, shape, (*some.strides[:2], step, *some.strides[2:]))
         place = places[:, :, row : row + count * rows]
         place = xp.reshape(place, (*place.shape[:2], count, rows, *others))
         found.append((_by_line(xp, right), _by_line(xp, place)))
@@ -120,10 +128,8 @@ def grad_weight(
     W, axes = window.W, len(window.W)
     groups, n, count, length = _line_pieces(G, N, window)
     room = count * length + _reach(window)
-    line, spread = (
-        _zeros(xp, (groups * room,), x.dtype),
-        _zeros(xp, (groups * count * length,), x.dtype),
-    )
+    line = _zeros(xp, (groups * room,), x.dtype)
+    spread = _zeros(xp, (groups * count * length,), x.dtype)
     cells, places = (
         xp.reshape(xp.reshape(a, (groups, -1))[:, : n * math.prod(L)], (groups, 1, n, *L))
         for a in (line, spread)
@@ -138,7 +144,7 @@ def grad_weight(
     dw = xp.zeros((G, *W, 1, 1), dtype=x.dtype)
     for some in _parts(N, n):
         samples = some.stop - some.start
-        for own in _alike(G, groups):
+        for own in _runs(G, groups):
             size = min(own.stop - own.start, groups)
             fill = x.onto(cells[:size, :, :samples], own, some)
             place, left, right = places[:size, :, :samples], rows[:size], shifted[:size]
@@ -160,8 +166,8 @@ def _parts(whole: int, size: int) -> list[slice]:
     return [slice(a, min(a + size, whole)) for a in range(0, whole, size)]
 
 
-def _alike(whole: int, size: int) -> list[slice]:
-    """Return what has many parts of that size, and what is left."""
+def _runs(whole: int, size: int) -> list[slice]:
+    """Return what is parts of that size, and what is left."""
     most = whole // size * size
     return [slice(0, most)] + [slice(most, whole)] * (most < whole)
 
@@ -209,17 +215,33 @@ def _zeros(xp: Namespace, shape: Ints, dtype: object) -> Array:
     return block
 
 
+class Pieces(NamedTuple):
+    """How many groups and samples come at a time, and in which chunks of an image.
+
+    These are of some rows of outputs and a part of the last axis; the largest has so many numbers
+    of ``columns``.
+    """
+
+    groups: int
+    samples: int
+    chunks: tuple[tuple[slice, slice], ...]
+    columns: int
+
+
 @lru_cache(maxsize=256)
-def _piece(G: int, N: int, window: Window) -> tuple[int, int, list[tuple[int, int]]]:
-    """Return how many groups and samples come at a time, and the rows of outputs of each chunk."""
-    O, rows = window.O[0], _rows(window)
-    row = math.prod(window.W[1:]) * math.prod(window.O[1:])
-    most = (NEAR // row - _span(window, rows)) // (window.stride[0] * rows) + 1
-    size = rows * _even(O // rows, most)
-    starts = range(0, O // rows * rows, size)
-    chunks = list(zip(starts, [*starts[1:], O], strict=True))
-    columns = row * _span(window, max(b - a for a, b in chunks))
-    return *_images(G, N, math.prod(_cells(window)) + columns), chunks
+def _pieces(G: int, N: int, window: Window) -> Pieces:
+    """Return the pieces of `forward`."""
+    (O, *others), rows = window.O, _rows(window)
+    taps = math.prod(window.W[1:]) * math.prod(others[:-1])
+    width = _about(others[-1], NEAR // (taps * _span(window, rows)))
+    most = (NEAR // (taps * width) - _span(window, rows)) // (window.stride[0] * rows) + 1
+    size = rows * _about(O // rows, most)
+    starts = range(0, O // rows * rows, size)  # rows that are left belong to the last ones
+    lines = list(itertools.starmap(slice, zip(starts, [*starts[1:], O], strict=True)))
+    chunks = tuple(itertools.product(lines, _parts(others[-1], width)))
+    highest = max(line.stop - line.start for line in lines)
+    columns = taps * width * _span(window, highest)
+    return Pieces(*_images(G, N, math.prod(_cells(window)) + columns), chunks, columns)
 
 
 @lru_cache(maxsize=256)
@@ -239,24 +261,37 @@ def _images(G: int, N: int, numbers: int) -> tuple[int, int]:
 
 def _even(whole: int, most: int) -> int:
     """Return the size of parts of at most so many: all the same, or about as large."""
-    most = min(max(most, 1), whole)
-    alike = (size for size in range(most, most // 2, -1) if whole % size == 0)
-    return next(alike, -(-whole // -(-whole // most)))
+    sizes = range(min(max(most, 1), whole), most // 2, -1)
+    return next((size for size in sizes if whole % size == 0), _about(whole, most))
+
+
+def _about(whole: int, most: int) -> int:
+    """Return the size of the fewest parts of at most so many, all about as large."""
+    return -(-whole // -(-whole // max(most, 1)))
 
 
 def workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
-    """Elements that `forward` needs beyond its operands and its result."""
+    """Elements that `forward` needs beyond its operands and its result.
+
+    At most so many: a part of these groups, samples or outputs may have larger pieces.
+    """
     window = _planar(window)
-    g, n, chunks = _piece(G, N, window)
-    row = math.prod(window.W[1:]) * math.prod(window.O[1:])
-    columns = row * _span(window, max(b - a for a, b in chunks))
-    return g * n * (math.prod(_cells(window)) + columns)
+    rows = _rows(window)
+    single = math.prod(window.W[1:]) * math.prod(window.O[1:-1])
+    row, left = single * window.O[-1], window.stride[0] * (rows - 1)
+    most = max(NEAR, single * _span(window, rows))
+    columns = min(row * _span(window, window.O[0]), most + left * min(row, most))
+    image = math.prod(_cells(window)) + columns
+    return min(G * N * image, max(NEAR, image))
 
 
 def weight_workspace(G: int, N: int, window: Window, c: int, k: int) -> int:
-    """Elements that `grad_weight` needs beyond its operands and its result."""
-    g, _, count, length = _line_pieces(G, max(N, 1), window)
-    return g * (2 * count * length + _reach(window)) + G * (count + 2) * math.prod(window.W)
+    """Elements that `grad_weight` needs beyond its operands and its result, at most."""
+    image, taps = math.prod(_cells(window)), math.prod(window.W)
+    most = max(NEAR, image)
+    lines, longest = min(G * N * image, most), min(N * image, most)
+    numbers = 2 * (lines + lines // LINE + G) + min(G * _reach(window), most)
+    return numbers + G * (max(longest // LINE, 1) + 2) * taps
 
 
 def prepared(G: int, window: Window, c: int, k: int) -> int:
@@ -267,16 +302,19 @@ def prepared(G: int, window: Window, c: int, k: int) -> int:
 
 
 def work(G: int, N: int, window: Window) -> Work:
-    """Return what one group takes in `forward`."""
+    """Return what one group takes in `forward`, where lines of a row are one product."""
     window = _planar(window)
-    rows, others = _rows(window), math.prod(window.O[1:])
-    g, n, chunks = _piece(G, N, window)
-    K, number = _span(window, rows) * math.prod(window.W[1:]), -(-window.O[0] // rows)
-    operations = 2 * rows * K * (window.O[-1] + SIDE)
-    copied = sum(_span(window, b - a) for a, b in chunks) * math.prod(window.W[1:]) * others
-    products = N * number * others // window.O[-1]
+    rows, taps, between = _rows(window), math.prod(window.W[1:]), math.prod(window.O[1:-1])
+    g, n, chunks, _ = _pieces(G, N, window)
+    copied = products = operations = 0
+    for lines, part in chunks:
+        height, width = lines.stop - lines.start, between * (part.stop - part.start)
+        copied += N * taps * _span(window, height) * width
+        count = N * -(-height // rows)
+        products += count
+        operations += 2 * rows * taps * _span(window, rows) * count * (width + SIDE)
     calls = -(-G // g) * -(-N // n) * (1 + 2 * len(chunks) + (window.O[0] % rows > 0))
-    return Work(products, operations, N * copied, 0, 0, calls, 0)
+    return Work(products, operations // products, copied, 0, 0, calls, 0)
 
 
 def weight_calls(G: int, N: int, window: Window) -> int:

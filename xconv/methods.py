@@ -50,9 +50,9 @@ class Traits(NamedTuple):
     times as large as others where calls are short; where many would be little work, those of a
     forward contraction are to be ``double`` the size. None is cut below some positions and output
     channels to feed cores, and they are to have whole tiles of ``tile(window)`` outputs. Channels
-    are to come ``last`` in memory where a block is a copy; one that ``reads`` by itself is given
-    a `Source` instead. ``room(xp, w, window)`` returns an array
-    to prepare parts of the weights in, or None where that is little work.
+    are to come ``last`` in memory where a block is a copy; what ``reads`` by itself is given a
+    `Source` instead. ``room(xp, w, window)`` returns an array to prepare parts of the weights in,
+    or None where that is little work.
     """
 
     cuts: bool = True

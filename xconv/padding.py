@@ -277,14 +277,15 @@ class Source(NamedTuple):
         return self.how.shape
 
     def onto(self, block: Array, groups: slice, samples: slice) -> Callable[[int], None]:
-        """Return what writes some of these groups onto a block of zeros, but for the zeros.
+        """Return what writes the cells of a part of these groups to the block.
 
-        It takes the number of the part, of as many groups as the block has.
+        It takes the number of the part, of as many groups as the block has. The block's zeros are
+        written before, once: each part covers the same cells.
         """
         how, size = self.how, len(block)
-        everything = ((..., how.inside),) if how.inside is not None else how.copies
+        sources = ((..., how.inside),) if how.inside is not None else how.copies
         copies = []
-        for there, here in everything:
+        for there, here in sources:
             cells = self.x[here][groups, :, samples]
             copies.append((block[there], cells.reshape((-1, size, *cells.shape[1:]))))
 

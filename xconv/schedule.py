@@ -187,6 +187,24 @@ def banks(
     )
 
 
+@lru_cache(maxsize=256)
+def route(
+    contraction: str, task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False
+) -> Boxes | Banks | Forward | GradWeight:
+    """Return how a forward contraction or a weight gradient is computed, all of it in one look.
+
+    By groups (`bands`, `diagonals`), by `banks`, or else in blocks.
+    """
+    weights = contraction == "grad_weight"
+    by_groups = choice.banded(task, geom, contraction, pairs)
+    by_banks = banks(task, geom, pairs, mirrored, weights) if by_groups is None else None
+    return (
+        by_groups
+        or by_banks
+        or (grad_weight(task, geom) if weights else forward(task, geom, pairs, mirrored))
+    )
+
+
 class Sum(NamedTuple):
     """A box of an input gradient whose products come first, and the outputs that they are of."""
 
