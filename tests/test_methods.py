@@ -708,6 +708,8 @@ def test_lines_and_depthwise_are_exact_on_small_integers(O, stride):
         want = windows.forward(np, x, windows.prepare(np, w, window), window).copy()
         prepared = algorithm.prepare(np, w, window)
         assert prepared.dtype == w.dtype
+        rows = min(depthwise.ROWS, O[0]) if len(O) > 1 else 1
+        assert algorithm is lines or prepared.shape[2] == rows
         shared = algorithm is lines and np.prod(O[1:]) < lines.SHORT
         read = x if algorithm is lines else source(x)
         for place in (np.zeros_like(g), wide[..., :-1], None):
@@ -797,6 +799,12 @@ def test_no_part_of_a_depthwise_block_takes_more_than_all_of_it(small_cache, ran
             window = Window(tuple(O), W, stride, dilation)
             sizes = (depthwise.workspace, depthwise.weight_workspace)
             found.append([size(G, N, window, 1, 1) for size in sizes])
+            image, taps = np.prod(depthwise._cells(window)), np.prod(W)
+            g, n, _, columns = depthwise._pieces(G, N, depthwise._planar(window))
+            assert g * n * (image + columns) <= found[-1][0]
+            g, _, count, length = depthwise._line_pieces(G, N, window)
+            lines_of_both = g * (2 * count * length + depthwise._reach(window))
+            assert lines_of_both + G * (count + 2) * taps <= found[-1][1]
         assert found[1][0] <= found[0][0] and found[1][1] <= found[0][1], (parts, W, stride)
 
 
@@ -1174,12 +1182,14 @@ def test_a_nan_among_the_weights_of_bands_without_products(monkeypatch):
     """No output reads the input, so no block has a product that the NaN spreads in."""
     monkeypatch.setattr(costs, "banded", lambda *_: 0.0)
     choice.banded.cache_clear()
+    schedule.route.cache_clear()
     x, w = np.ones((8, 64, 14, 14)), np.ones((64, 1, 3, 3))
     w[40, 0, 1, 0] = np.nan
     options = {"groups": 64, "stride": (100, 1), "padding": (50, 1)}
     assert xconv.explain(x, w, **options).steps[0].method == "bands"
     y = xconv.conv(x, w, **options)
     choice.banded.cache_clear()
+    schedule.route.cache_clear()
     assert np.isnan(y[:, 40, :, 1:]).all() and y.shape == (8, 64, 2, 14)
     assert (np.delete(y, 40, axis=1) == 0).all()
 

@@ -261,7 +261,7 @@ KERNELS = [  # kernel size, stride, dilation, and how many times the truth estim
     (taps, (3, 2), (2, 1), (1, 2), 1.02),
     (windows, (3, 2), (2, 1), (1, 2), 1.02),
     (pointwise, (1, 1), (1, 1), (1, 1), 1.02),
-    (depthwise, (3, 4), (2, 1), (1, 2), 1.3),  # which has room for larger pieces of other blocks
+    (depthwise, (3, 4), (2, 1), (1, 2), 1.02),
     (lines, (3, 2), (2, 1), (1, 1), 1.02),
     (lines, (2, 3), (4, 1), (1, 1), 1.02),
     (winograd, (3, 2), (1, 1), (1, 1), 1.02),
@@ -296,6 +296,8 @@ def test_a_block_takes_about_what_is_estimated(kernel, block, dtype):
     prepared = algorithm.prepare(np, w, window)
     most, result = in_a_block(lambda: algorithm.forward(np, x, prepared, window))
     estimate = dtype.itemsize * algorithm.workspace(G, N, window, c, k)
+    if algorithm is depthwise and estimate >= dtype.itemsize * depthwise.NEAR:
+        high = 1.3  # of several pieces, those of a part of the block may be larger ones
     results = 2 if algorithm is taps else 1  # the sum and its next term
     assert most <= estimate + results * result + 2**13
     assert estimate <= high * most
@@ -451,10 +453,12 @@ def test_winograd_estimates_count_what_is_done_anew():
     assert more(False, n=2) == pytest.approx(3 * costs.CALL)
 
 
-@pytest.mark.parametrize("algorithm", [taps, windows, pointwise, lines, winograd, fft])
+@pytest.mark.parametrize("algorithm", [taps, windows, pointwise, lines, depthwise, winograd, fft])
 def test_sums_are_cut_where_they_may_be(algorithm):
     W = (1, 1) if algorithm is pointwise else (3, 3)
     geom = geometry(1, 2**18, 2, (4, 4), W, options(2, 1, 0, 1, 1))
+    if algorithm is depthwise:  # whose cells are not all read at once, but the taps of an output
+        geom = geometry(1, 4, 4, (600, 600), (600, 600), options(2, 1, 0, 1, 4))
     limits = plan.Limits(2**20, 2**20)
     if algorithm in (taps, windows, pointwise, lines):
         cut = plan.forward(geom, algorithm, 4, limits)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import bands, banks, choice, diagonals, pointwise, schedule, workers
-from .geometry import Geometry, Window
+from .geometry import Geometry, Window, parts
 from .methods import TRAITS
 from .namespace import (
     Array,
@@ -22,7 +22,7 @@ from .namespace import (
     finite,
 )
 from .padding import Index
-from .plan import Boxes, parts
+from .plan import Boxes
 from .schedule import Block, Forward, GradWeight, Term
 from .setup import Pair, Setup, part_of, store
 

@@ -14,10 +14,10 @@ from dataclasses import replace
 
 from . import choice, padding, scatter, schedule, workers
 from .blocks import by_groups, forward
-from .geometry import ALL, SPATIAL, Geometry, Ints
+from .geometry import ALL, SPATIAL, Geometry, Ints, parts
 from .namespace import Array, Namespace, dtype_of, finite, mirrored, swapped
 from .padding import Index
-from .plan import Boxes, check_number, count, parts
+from .plan import Boxes, check_number, count
 from .schedule import Cells, Sum
 from .setup import Pair, Setup, part_of, store
 

@@ -24,11 +24,10 @@ from dask.highlevelgraph import HighLevelGraph
 from . import choice, costs, padding, scatter, schedule, workers
 from .dtypes import DTypes
 from .errors import public
-from .geometry import Geometry, Ints
+from .geometry import Geometry, Ints, Range
 from .layout import Axes, without_batch
 from .namespace import INTEGER, Array, accept, cast, chunk_namespace, current, dtype_of
 from .padding import Run
-from .plan import Range
 from .slabs import Extent, Side, Slab, arranged, extent, whole
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-from .geometry import SPATIAL, Ints, Window, Work
+from .geometry import SPATIAL, Ints, Range, Window, Work, parts
 from .namespace import Array, Namespace, merged, scratch, strided, windows
 from .padding import Source
 
@@ -50,40 +51,68 @@ def forward(xp: Namespace, x: Source, w: Array, window: Window, out: Array | Non
     copies = scratch(xp, (g * n * columns,), x.dtype)
     rows = _rows(window)  # of the bands, which are for the largest block, this one may be a part
     w = w[:, :, :rows, : _span(window, rows) * math.prod(window.W[1:])]
-    for own, some in itertools.product(_runs(G, g), _parts(N, n)):
-        size, samples = min(own.stop - own.start, g), some.stop - some.start
-        there = cells[:size, :, :samples]
-        fill = x.onto(xp.reshape(there, (*there.shape[:SPATIAL], *L)), own, some)
-        steps = []
-        for some_rows, part in chunks:
-            view = _windows(xp, there, window, some_rows, part)
-            copied = xp.reshape(copies[: math.prod(view.shape)], view.shape)
-            place = places[(own, some, some_rows, ..., part)]
-            products = []
-            for right, result in _products(xp, copied, place, window):
-                left = w[(own, slice(None), *(None,) * (right.ndim - 4))]
-                products.append((_split(xp, left, size), right, _split(xp, result, size)))
-            steps.append((view, copied, products))
+    for own, some in itertools.product(_runs(G, g), parts(range(0, N, n))):
+        size, samples = min(own.stop - own.start, g), slice(*some)
+        there = cells[:size, :, : some[1] - some[0]]
+        fill = x.onto(xp.reshape(there, (*there.shape[:SPATIAL], *L)), own, samples)
+        steps = _steps(xp, there, copies, w[own], places[own, samples], window, chunks)
         for piece in range((own.stop - own.start) // size):
             fill(piece)  # with little between these calls: other threads wait for it
             for view, copied, products in steps:
                 copied[...] = view
-                for left, right, result in products:
+                for left, right, place in products:
                     # (g, 1, 1, .., rows, K) @ (g, n, count, .., K, O') -> (.., rows, O')
-                    xp.matmul(left[piece], right, out=result[piece])
+                    xp.matmul(left[piece], right, out=place[piece])
     return out
 
 
-def _windows(xp: Namespace, cells: Array, window: Window, rows: slice, part: slice) -> Array:
+class Step(NamedTuple):
+    """What is done with some cells: to copy a view of them, and products with the copy.
+
+    Left matrices and places of results are those of all pieces, (pieces, g, ..).
+    """
+
+    view: Array
+    copied: Array
+    products: list[tuple[Array, Array, Array]]
+
+
+def _steps(
+    xp: Namespace,
+    cells: Array,
+    copies: Array,
+    bands: Array,
+    places: Array,
+    window: Window,
+    chunks: Iterable[tuple[Range, Range]],
+) -> list[Step]:
+    """Return the steps for cells (g, 1, n, *L) of each piece: one for each chunk.
+
+    ``bands`` (G, 1, rows, K) and ``places`` (G, n, *O) are of all pieces, ``copies`` is memory.
+    """
+    steps, size = [], len(cells)
+    for rows, part in chunks:
+        view = _windows(xp, cells, window, rows, part)
+        copied = xp.reshape(copies[: math.prod(view.shape)], view.shape)
+        products = []
+        place = places[(slice(None), slice(None), slice(*rows), ..., slice(*part))]
+        for right, result in _products(xp, copied, place, window):
+            left = bands[(slice(None), slice(None), *(None,) * (right.ndim - 4))]
+            products.append((_split(xp, left, size), right, _split(xp, result, size)))
+        steps.append(Step(view, copied, products))
+    return steps
+
+
+def _windows(xp: Namespace, cells: Array, window: Window, rows: Range, part: Range) -> Array:
     """View the windows of all axes but the first, (g, n, L, *W', *O'), under a box of outputs.
 
     It is of some rows, and of a part of the last axis.
     """
-    s, d, width = window.stride[-1], window.dilation[-1], part.stop - part.start
-    first, span = window.stride[0] * rows.start, _span(window, rows.stop - rows.start)
-    reads = slice(s * part.start, s * (part.stop - 1) + d * (window.W[-1] - 1) + 1)
+    s, d, (begin, end) = window.stride[-1], window.dilation[-1], part
+    first, span = window.stride[0] * rows[0], _span(window, rows[1] - rows[0])
+    reads = slice(s * begin, s * (end - 1) + d * (window.W[-1] - 1) + 1)
     cells = cells[:, :, :, first : first + span, ..., reads]
-    sliding = Window((span, *window.O[1:-1], width), *((1, *axis[1:]) for axis in window[1:]))
+    sliding = Window((span, *window.O[1:-1], end - begin), *((1, *axis[1:]) for axis in window[1:]))
     view = windows(xp, cells, sliding)[:, 0, 0]  # (g, *W', n, L, *O')
     others = len(window.O) - 1
     order = (0, others + 1, others + 2, *range(1, others + 1), *range(others + 3, view.ndim))
@@ -142,8 +171,8 @@ def grad_weight(
     rows = xp.reshape(spread, (groups, count, *(1,) * axes, 1, length))
     sums = scratch(xp, (G, count, *W, 1, 1), x.dtype)
     dw = xp.zeros((G, *W, 1, 1), dtype=x.dtype)
-    for some in _parts(N, n):
-        samples = some.stop - some.start
+    for start, stop in parts(range(0, N, n)):
+        some, samples = slice(start, stop), stop - start
         for own in _runs(G, groups):
             size = min(own.stop - own.start, groups)
             fill = x.onto(cells[:size, :, :samples], own, some)
@@ -159,11 +188,6 @@ def grad_weight(
                 xp.matmul(left, right, out=found)
         dw += xp.sum(sums, axis=1, dtype=x.dtype)
     return xp.reshape(dw, (G, 1, 1, *W))
-
-
-def _parts(whole: int, size: int) -> list[slice]:
-    """Return parts of at most that size."""
-    return [slice(a, min(a + size, whole)) for a in range(0, whole, size)]
 
 
 def _runs(whole: int, size: int) -> list[slice]:
@@ -224,7 +248,7 @@ class Pieces(NamedTuple):
 
     groups: int
     samples: int
-    chunks: tuple[tuple[slice, slice], ...]
+    chunks: tuple[tuple[Range, Range], ...]
     columns: int
 
 
@@ -237,9 +261,9 @@ def _pieces(G: int, N: int, window: Window) -> Pieces:
     most = (NEAR // (taps * width) - _span(window, rows)) // (window.stride[0] * rows) + 1
     size = rows * _about(O // rows, most)
     starts = range(0, O // rows * rows, size)  # rows that are left belong to the last ones
-    lines = list(itertools.starmap(slice, zip(starts, [*starts[1:], O], strict=True)))
-    chunks = tuple(itertools.product(lines, _parts(others[-1], width)))
-    highest = max(line.stop - line.start for line in lines)
+    lines = list(zip(starts, [*starts[1:], O], strict=True))
+    chunks = tuple(itertools.product(lines, parts(range(0, others[-1], width))))
+    highest = max(stop - start for start, stop in lines)
     columns = taps * width * _span(window, highest)
     return Pieces(*_images(G, N, math.prod(_cells(window)) + columns), chunks, columns)
 
@@ -307,8 +331,8 @@ def work(G: int, N: int, window: Window) -> Work:
     rows, taps, between = _rows(window), math.prod(window.W[1:]), math.prod(window.O[1:-1])
     g, n, chunks, _ = _pieces(G, N, window)
     copied = products = operations = 0
-    for lines, part in chunks:
-        height, width = lines.stop - lines.start, between * (part.stop - part.start)
+    for (start, stop), (begin, end) in chunks:
+        height, width = stop - start, between * (end - begin)
         copied += N * taps * _span(window, height) * width
         count = N * -(-height // rows)
         products += count

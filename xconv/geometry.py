@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 from .errors import Refusal, shown
 
 Ints = tuple[int, ...]
+Range = tuple[int, int]
 Pairs = tuple[tuple[int, int], ...]
 
 LARGEST_RANK = (
@@ -530,6 +531,12 @@ def halved(shape: Ints, order: Ints) -> Iterator[Ints]:
         while current[axis] > 1:
             current[axis] = -(-current[axis] // 2)
             yield tuple(current)
+
+
+def parts(axis: range) -> Iterator[Range]:
+    """Cut ``[axis.start, axis.stop)`` into ranges of at most ``axis.step``."""
+    for a in axis:
+        yield a, min(a + axis.step, axis.stop)
 
 
 def slab(geom: Geometry, o: Ints, w: Ints) -> int:

@@ -13,12 +13,11 @@ from typing import NamedTuple
 
 from . import winograd
 from .errors import Refusal
-from .geometry import Geometry, Ints, Window, Work, halved, slab
+from .geometry import Geometry, Ints, Range, Window, Work, halved, parts, slab
 from .methods import TRAITS, Algorithm
 from .namespace import most_apart
 
 MIB = 2**20
-Range = tuple[int, int]
 
 # Sums over channels and taps are cut only where one output position would not fit, and never
 # into parts below this many terms.
@@ -112,12 +111,6 @@ def at_once(cut: Plan | Boxes | Banks, limits: Limits, available: int) -> int:
 def count(whole: Iterable[int], sizes: Iterable[int]) -> int:
     """Count the parts into which all axes together are cut."""
     return math.prod(-(-total // size) for total, size in zip(whole, sizes, strict=True))
-
-
-def parts(axis: range) -> Iterator[Range]:
-    """Cut ``[axis.start, axis.stop)`` into ranges of at most ``axis.step``."""
-    for a in axis:
-        yield a, min(a + axis.step, axis.stop)
 
 
 def boxes(axes: Sequence[range]) -> Iterator[tuple[Range, ...]]:

@@ -14,11 +14,11 @@ from typing import NamedTuple, TypeVar
 
 from . import choice, plan, pointwise, scatter, winograd
 from .costs import Task
-from .geometry import ALL, Geometry, Ints, Window, phase_taps
+from .geometry import ALL, Geometry, Ints, Range, Window, parts, phase_taps
 from .methods import Algorithm
 from .namespace import on_gpu
 from .padding import Index, Reading, reading
-from .plan import Boxes, Plan, Range, boxes, parts
+from .plan import Boxes, Plan, boxes
 from .scatter import Addition
 
 T = TypeVar("T")
@@ -163,7 +163,6 @@ class Banks(NamedTuple):
     banks: tuple[slice, ...]
 
 
-@lru_cache(maxsize=256)
 def banks(
     task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False, weights: bool = False
 ) -> Banks | None:
