@@ -9,7 +9,7 @@ stay in its core's cache. A weight gradient is the same the other way round.
 from __future__ import annotations
 
 from . import choice, winograd, workers
-from .namespace import Array, dtype_of, finite
+from .namespace import Array, finite
 from .padding import Index, Reading
 from .schedule import Banks
 from .setup import Pair, Setup, part_of, store
@@ -70,7 +70,7 @@ def _held(setup: Setup, plan: Banks, x: Array) -> Array:
     """Return the transforms of all data (G, points, N*tiles, c)."""
     xp, geom = setup.xp, plan.geom
     shape = (geom.G, plan.points, plan.tiles, geom.c)
-    held = xp.empty(shape, dtype=dtype_of(xp, setup.compute))
+    held = xp.empty(shape, dtype=setup.dtype)
 
     def transform(part: tuple[Reading, slice]) -> None:
         setup.begin(plan.cut.scratch)

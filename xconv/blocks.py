@@ -18,7 +18,6 @@ from .geometry import Geometry, Window, parts
 from .methods import TRAITS
 from .namespace import (
     Array,
-    dtype_of,
     finite,
 )
 from .padding import Index
@@ -50,48 +49,69 @@ def forward(
     if isinstance(plan, Boxes):
         by_groups(setup, "forward", plan, pairs, y, geom, bias, forward)
         return
-    pairs = [(x[plan.cells], w) for x, w in pairs]
-    if isinstance(plan, schedule.Banks):
-        for there in banks.forward(setup, plan, pairs[0], y, bias):
-            _again(setup, pairs, y, plan.geom, bias, mirrored, there)
-        return
-    assert isinstance(plan, Forward)
-    once = len(pairs) == plan.terms == 1 and y.dtype == dtype_of(setup.xp, setup.compute)
-    checked = choice.spreads(setup.task, plan.algorithm)
-    spoiled: list[Index] = []
-    flat = _flat(setup, pairs[0], y) if plan.flat and once else None
-    # where arrays lie blocks take no memory, so there can be as many at once as there are threads
-    at_once = setup.workers(plan.cut) if flat is None else setup.threads
-
-    def work(block: Block) -> None:
-        there = y[block.there]
-        if flat is not None and block.flat is not None:
-            setup.begin()
-            pointwise.multiply(setup.xp, flat, block.flat)
-            total = there
-        else:
-            total = _product(setup, plan, pairs, held, block, there if once else None)
-        if checked and not finite(total):
-            spoiled.append(block.there)
-        store(setup, there, part_of(bias, block.there), total)
-
-    for one in plan.passes():
-        held = []  # the last ones are freed first
-        held = [
-            _prepared(setup, plan, w, one.weights, one.window) if plan.terms == 1 else None
-            for _, w in pairs
-        ]
-        workers.run(one.blocks, work, workers=at_once)
-    held = []
+    if plan.cells is not None:
+        pairs = [(x[plan.cells], w) for x, w in pairs]
+    if isinstance(plan, Forward):
+        spoiled = _flat(setup, plan, pairs, y, bias)
+        if spoiled is None:
+            spoiled = _forward(setup, plan, pairs, y, bias)
+    else:
+        assert isinstance(plan, schedule.Banks)
+        spoiled = banks.forward(setup, plan, pairs[0], y, bias)
     for there in spoiled:
         _again(setup, pairs, y, plan.geom, bias, mirrored, there)
 
 
-def _flat(setup: Setup, pair: Pair, y: Array) -> pointwise.Flat | None:
-    """Return what `pointwise` multiplies without a copy, all of it as few views for all blocks."""
-    if setup.conjugate != (False, False) or not pair[0].dtype == pair[1].dtype == y.dtype:
+def _flat(
+    setup: Setup, plan: Forward, pairs: Sequence[Pair], y: Array, bias: Array | None
+) -> Sequence[Index] | None:
+    """Multiply kernels of one tap from and to where arrays lie, if they lie so; else None.
+
+    Blocks take no memory then, so there can be as many at once as there are threads.
+    """
+    x, w = pairs[0]
+    own = len(pairs) == plan.terms == 1 and x.dtype == w.dtype == y.dtype == setup.dtype
+    if not (plan.flat and own) or setup.conjugate != (False, False):
         return None
-    return pointwise.flat(setup.xp, *pair, y)
+    arrays = pointwise.flat(setup.xp, x, w, y)
+    if arrays is None:
+        return None
+
+    def work(block: Block) -> None:
+        assert block.flat is not None
+        pointwise.multiply(setup.xp, arrays, block.flat)
+        if bias is not None:
+            there = y[block.there]
+            store(setup, there, part_of(bias, block.there), there)
+
+    for one in plan.passes():
+        workers.run(one.blocks, work, workers=setup.threads)
+    return ()
+
+
+def _forward(
+    setup: Setup, plan: Forward, pairs: Sequence[Pair], y: Array, bias: Array | None
+) -> list[Index]:
+    """Write it block by block; return those that may hold a NaN or an infinity of others."""
+    once = len(pairs) == plan.terms == 1 and y.dtype == setup.dtype
+    checked = choice.spreads(setup.task, plan.algorithm)
+    spoiled: list[Index] = []
+
+    def work(block: Block) -> None:
+        there = y[block.there]
+        total = _product(setup, plan, pairs, held, block, there if once else None)
+        if checked and not finite(total):
+            spoiled.append(block.there)
+        if bias is not None or total is not there:
+            store(setup, there, part_of(bias, block.there), total)
+
+    for one in plan.passes():
+        held = []  # the last ones are freed first
+        for _, w in pairs:
+            single = plan.terms == 1
+            held.append(_prepared(setup, plan, w, one.weights, one.window) if single else None)
+        workers.run(one.blocks, work, workers=setup.workers(plan.cut))
+    return spoiled
 
 
 def _prepared(setup: Setup, plan: Forward, w: Array, part: Index, window: Window) -> Any:
@@ -182,11 +202,12 @@ def grad_weight(setup: Setup, x: Array, g: Array, dw: Array, geom: Geometry) -> 
 
         by_groups(setup, "grad_weight", plan, [(x, g)], dw, geom, None, exactly)
         return
-    if isinstance(plan, schedule.Banks):
-        spoiled = banks.grad_weight(setup, plan, x[plan.cells], g, dw)
+    cells = x if plan.cells is None else x[plan.cells]
+    if isinstance(plan, GradWeight):
+        spoiled = _grad_weight(setup, plan, cells, g, dw)
     else:
-        assert isinstance(plan, GradWeight)
-        spoiled = _grad_weight(setup, plan, x, g, dw)
+        assert isinstance(plan, schedule.Banks)
+        spoiled = banks.grad_weight(setup, plan, cells, g, dw)
     if spoiled:
         grad_weight(setup.exact(), x, g, dw, geom)
 
@@ -195,16 +216,15 @@ def _grad_weight(setup: Setup, plan: GradWeight, x: Array, g: Array, dw: Array) 
     """Write the gradient of the weights block by block; return whether a NaN may have spread."""
     xp = setup.xp
     chosen = plan.algorithm
-    cells = x[plan.cells]
     checked = choice.spreads(setup.task, chosen)
-    same = dw.dtype == dtype_of(xp, setup.compute)  # so that one product alone is written to dw
+    same = dw.dtype == setup.dtype  # so that one product alone is written to dw
     spoiled = False
     total = None
 
     def work(term: Term) -> Array:
         setup.begin()
         part = term.part
-        block, rows = setup.read(cells, part.reading, chosen), setup.loaded(g[part.other], 1)
+        block, rows = setup.read(x, part.reading, chosen), setup.loaded(g[part.other], 1)
         once = same and term.first and term.last
         there = dw[term.there] if once else None
         found = chosen.grad_weight(xp, block, rows, part.window, there)
@@ -290,7 +310,7 @@ def _bands(
     As threads wait for each other while in Python, the products of all groups are made before
     they start, if these are few and no block has to be copied; what they multiply, in each block.
     """
-    xp, dtype = setup.xp, dtype_of(setup.xp, setup.compute)
+    xp, dtype = setup.xp, setup.dtype
     matrices, found = bands.room(xp, weights, geom, backwards), None
     if a.dtype == result.dtype == dtype and not setup.conjugate[0]:
         found = bands.products(xp, a, matrices, geom, backwards, result)

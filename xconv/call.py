@@ -11,7 +11,8 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
+from operator import attrgetter
 from typing import Any
 
 from . import blocks, cells, choice, expression, layout, workers
@@ -19,7 +20,7 @@ from .costs import Task
 from .dtypes import DTypes, contraction, sum_dtype
 from .errors import Refusal
 from .geometry import Geometry, Ints
-from .layout import Axes, Layout
+from .layout import Axes, Form, Layout
 from .namespace import (
     COMPLEX,
     Array,
@@ -43,6 +44,8 @@ from .setup import Pair, Setup
 # products: OpenBLAS does beyond 2**18 of them, of a matrix and a vector beyond 9216.
 SHORT = 2**13
 
+DTYPE = attrgetter("dtype")
+
 BLOCKED: dict[str, Callable[..., None]] = {
     "forward": blocks.forward,
     "grad_input": cells.grad_input,
@@ -50,7 +53,7 @@ BLOCKED: dict[str, Callable[..., None]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """A convolution, validated; for a transposed call, the one that it transposes.
 
@@ -103,6 +106,26 @@ class Call:
         one = layout.without_batch(axes)
         return Axes(one.last, one.spatial, one.last).shape(channels, spatial, channels)
 
+    @cached_property
+    def x_form(self) -> Form:
+        """How x is computed with, or the result of a transposed call."""
+        geom = self.geom
+        shape = (geom.G, geom.c, geom.N, *geom.I)
+        return layout.data_form(self.layout.x, shape, self.batched)
+
+    @cached_property
+    def y_form(self) -> Form:
+        """How y is computed with, or the x of a transposed call."""
+        geom = self.geom
+        shape = (geom.G, geom.k, geom.N, *geom.O)
+        return layout.data_form(self.layout.y, shape, self.batched)
+
+    @cached_property
+    def w_form(self) -> Form:
+        """How the weights are computed with."""
+        geom = self.geom
+        return layout.weights_form(self.layout.w, (geom.G, geom.k, geom.c, *geom.W))
+
     def types(
         self, a: Array, b: Array, terms: int, like: Array | None = None, real_part: bool = False
     ) -> DTypes:
@@ -110,7 +133,7 @@ class Call:
 
         Its result has the dtype of `like`, if that is given and no integer.
         """
-        xp = own_namespace(self.xp, a)
+        xp = own_namespace(self.xp, a) if chunked(self.xp) else self.xp
         names = dtype_name(a.dtype), dtype_name(b.dtype)
         own = None if like is None else dtype_name(like.dtype)
         return contraction(xp, *names, terms, own, self.dtype, real_part)
@@ -146,7 +169,7 @@ class Call:
         conjugate: bool = False,
     ) -> Array:
         """dT/dg, summed over the pairs (x, w), plus b: an array like y, where `like` is."""
-        return self._data("forward", pairs, b, types, like, conjugate, self.layout.x, self.layout.y)
+        return self._data("forward", pairs, b, types, like, conjugate)
 
     def grad_input(
         self,
@@ -157,9 +180,7 @@ class Call:
         conjugate: bool = False,
     ) -> Array:
         """dT/dx, summed over the pairs (g, w), plus b: an array like x, where `like` is."""
-        return self._data(
-            "grad_input", pairs, b, types, like, conjugate, self.layout.y, self.layout.x
-        )
+        return self._data("grad_input", pairs, b, types, like, conjugate)
 
     def _data(
         self,
@@ -169,22 +190,19 @@ class Call:
         types: DTypes,
         like: Array,
         conjugate: bool,
-        axes: Axes,
-        result: Axes,
     ) -> Array:
         """Run one of the two contractions with the weights."""
         xp, geom = self.xp, self.geom
-        shape = self.y_shape if name == "forward" else self.x_shape
+        if name == "forward":
+            form, shape, result, axes = self.x_form, self.y_shape, self.y_form, self.layout.y
+        else:
+            form, shape, result, axes = self.y_form, self.x_shape, self.x_form, self.layout.x
         check_bytes(shape, types.result)
 
         def operands() -> tuple[list[Pair], Array | None]:
-            grouped = [
-                (
-                    layout.grouped(xp, a, axes, geom.G, self.batched),
-                    layout.grouped_weights(xp, w, self.layout.w, geom.G),
-                )
-                for a, w in pairs
-            ]
+            grouped = []
+            for a, w in pairs:
+                grouped.append((form.of(xp, a), self.w_form.of(xp, w)))
             if b is None:
                 return grouped, None
             bias = xp.reshape(b, (geom.G, b.shape[0] // geom.G, *(1,) * (1 + geom.rank)))
@@ -192,22 +210,21 @@ class Call:
 
         def write(setup: Setup) -> Array:
             out = xp.empty(shape, dtype=dtype_of(xp, types.result))
-            view = layout.grouped(xp, out, result, geom.G, self.batched)
             grouped, bias = operands()
-            self._in_place(name, geom, setup, grouped, view, geom, bias)
+            self._in_place(name, geom, setup, grouped, result.of(xp, out), geom, bias)
             return out
 
         def evaluate(setup: Setup) -> Array:
             if not pairs or 0 in (geom.N, geom.C, geom.K, *shape):
                 y = self._nothing(shape, types.compute, like, pairs)
-                return cast(xp, y if b is None else y + self.bias_view(b, result), types.result)
+                return cast(xp, y if b is None else y + self.bias_view(b, axes), types.result)
             if chunked(xp):
                 from . import chunks  # imports Dask
 
                 return chunks.data(self, name, pairs, b, types, conjugate, like)
             grouped, bias = operands()
             y = getattr(expression, name)(setup, grouped, geom, bias)
-            return layout.ungrouped(xp, cast(xp, y, types.result), result, self.batched)
+            return layout.ungrouped(xp, cast(xp, y, types.result), axes, self.batched)
 
         return self._run(write, evaluate, like, types, pairs, (False, conjugate))
 
@@ -236,26 +253,20 @@ class Call:
         shape = (geom.N,) * lead + self.w_shape
         check_bytes(shape, types.result)
 
-        def one_each(a: Array) -> Array:
-            """Return (c, N, *I) as one sample in each of N groups."""
-            return xp.permute_dims(a, (1, 0, *range(2, a.ndim)))[:, :, None, ...]
-
-        def split() -> tuple[Pair, list[Pair]]:
-            """Return x and g, and per sample each group of them as one whose groups are samples."""
-            a = layout.grouped(xp, x, self.layout.x, geom.G, self.batched)
-            b = layout.grouped(xp, g, self.layout.y, geom.G, self.batched)
-            groups = range(lead * geom.G)
-            return (a, b), [(one_each(a[i, ...]), one_each(b[i, ...])) for i in groups]
+        def operands() -> Pair:
+            return self.x_form.of(xp, x), self.y_form.of(xp, g)
 
         def write(setup: Setup) -> Array:
             out = xp.empty(shape, dtype=dtype_of(xp, types.result))
-            view = layout.grouped_weights(xp, out, axes, geom.G, lead)
-            operands, each = split()
-            for i, pair in enumerate(each if geom.N else ()):
-                one = geom.per_sample()
-                self._in_place("grad_weight", one, setup, *pair, view[:, i], one)
             if not lead:
-                self._in_place("grad_weight", geom, setup, *operands, view, geom)
+                self._in_place(
+                    "grad_weight", geom, setup, *operands(), self.w_form.of(xp, out), geom
+                )
+            elif geom.N:
+                one, form = geom.per_sample(), (geom.N, *self.w_form.shape)
+                view = layout.weights_form(axes, form, lead).of(xp, out)
+                for i, pair in enumerate(_samples(xp, *operands())):
+                    self._in_place("grad_weight", one, setup, *pair, view[:, i], one)
             return out
 
         def evaluate(setup: Setup) -> Array:
@@ -266,12 +277,12 @@ class Call:
                 from . import chunks  # imports Dask
 
                 return chunks.grad_weight(self, x, g, types, conjugate, per_sample)
-            operands, each = split()
             if lead:
-                parts = [expression.grad_weight(setup, *pair, geom.per_sample()) for pair in each]
+                one, each = geom.per_sample(), _samples(xp, *operands())
+                parts = [expression.grad_weight(setup, *pair, one) for pair in each]
                 dw = xp.stack(parts, axis=1)
             else:
-                dw = expression.grad_weight(setup, *operands, geom)
+                dw = expression.grad_weight(setup, *operands(), geom)
             return layout.ungrouped_weights(xp, cast(xp, dw, types.result), axes, lead)
 
         return self._run(write, evaluate, x, types, [(x, g)], conjugate)
@@ -287,20 +298,18 @@ class Call:
     ) -> Array:
         """Run a contraction where the arrays are: on their device, on this call's threads."""
         xp = self.xp
-        converted = types.convert(*itertools.chain.from_iterable(pairs))
-        task = Task(xp, self.method, *types, self.limits, converted)
-        conjugate = conjugate if types.compute in COMPLEX else (False, False)
+        how = (self, types, tuple(map(DTYPE, itertools.chain.from_iterable(pairs))), conjugate)
         if not in_place(xp):
-            return evaluate(Setup(task, conjugate, 1))
+            return evaluate(_setup(*how, 1))
         with current(like):
             if on_gpu(xp) or self.short:
-                return write(Setup(task, conjugate, 1))
+                return write(_setup(*how, 1))
             with workers.available() as threads:
-                return write(Setup(task, conjugate, threads))
+                return write(_setup(*how, threads))
 
     def _in_place(self, name: str, geom: Geometry, setup: Setup, *arguments: Any) -> None:
         """Do a contraction where arrays are written to: whole, by cuDNN, or in blocks."""
-        if choice.whole(setup.task, geom, name):
+        if (on_gpu(self.xp) or self.method == "cudnn") and choice.whole(setup.task, geom, name):
             from . import cudnn  # imports cuDNN
 
             try:
@@ -333,3 +342,26 @@ class Call:
         xp = self.xp
         with current(like):
             return zeros(xp, shape, like, dtype_of(xp, name))
+
+
+@lru_cache(maxsize=256)
+def _setup(
+    call: Call,
+    types: DTypes,
+    dtypes: tuple[Any, ...],
+    conjugate: tuple[bool, bool],
+    threads: int,
+) -> Setup:
+    """Return what a contraction of arrays of these dtypes is done with."""
+    task = Task(call.xp, call.method, *types, call.limits, types.converts(dtypes))
+    return Setup(task, conjugate if types.compute in COMPLEX else (False, False), threads)
+
+
+def _samples(xp: Namespace, x: Array, g: Array) -> list[Pair]:
+    """Return each group of x (G, c, N, *I) and g as one whose groups are its samples."""
+
+    def turned(a: Array) -> Array:
+        """Return (c, N, *I) as one sample in each of N groups."""
+        return xp.permute_dims(a, (1, 0, *range(2, a.ndim)))[:, :, None, ...]
+
+    return [(turned(x[i, ...]), turned(g[i, ...])) for i in range(x.shape[0])]

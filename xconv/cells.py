@@ -15,7 +15,7 @@ from dataclasses import replace
 from . import choice, padding, scatter, schedule, workers
 from .blocks import by_groups, forward
 from .geometry import ALL, SPATIAL, Geometry, Ints, parts
-from .namespace import Array, Namespace, dtype_of, finite, mirrored, swapped
+from .namespace import Array, Namespace, finite, mirrored, swapped
 from .padding import Index
 from .plan import Boxes, check_number, count
 from .schedule import Cells, Sum
@@ -149,7 +149,7 @@ def _copied(
             for runs in itertools.product(*(strip.runs for strip in cut)):
                 start, stop = tuple(r.start for r in runs), tuple(r.stop for r in runs)
                 shape = (last - first, *(b - a for a, b in zip(start, stop, strict=True)))
-                term = xp.empty((geom.G, geom.c, *shape), dtype=dtype_of(xp, setup.compute))
+                term = xp.empty((geom.G, geom.c, *shape), dtype=setup.dtype)
                 _cells(setup, [(g[:, :, own], w) for g, w in pairs], term, part, start, stop)
                 for axis, run in enumerate(runs, SPATIAL):
                     term = padding.adjoint(xp, term, axis, run.moved(run.start))

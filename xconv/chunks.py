@@ -213,7 +213,7 @@ def data(
     if spatial is None:
         spatial = [_moved(geom, a, follow.spatial(a), forward) for a in range(geom.rank)]
     samples = follow.samples()
-    converted = types.convert(*itertools.chain.from_iterable(pairs))
+    converted = types.converts(a.dtype for a in itertools.chain.from_iterable(pairs))
     work = Work(contraction, types, conjugate, converted, len(pairs), b is not None)
     graph = _Graph(call, work, [*(side.array for side in sides), *given], samples, spatial)
     pieces = _outputs if forward else _inputs
@@ -257,7 +257,8 @@ def grad_weight(
     if not call.batched:
         axes, other = without_batch(axes), without_batch(other)
     lead = per_sample and call.batched
-    work = Work("grad_weight", types, conjugate, types.convert(x, g), per_sample=lead)
+    converted = types.converts((x.dtype, g.dtype))
+    work = Work("grad_weight", types, conjugate, converted, per_sample=lead)
     graph = _Graph(call, work, [x, g])
     cells, outputs = Side(x, axes), Side(g, other)
     follow, spatial = outputs, [outputs.spatial(a) for a in range(geom.rank)]

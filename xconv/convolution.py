@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from .errors import Refusal, public
 from .namespace import Array, accept
-from .validation import Settings, check_bias, forward_call, transposed_call
+from .validation import check_bias, forward_call, transposed_call
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -143,12 +143,11 @@ def conv(
     (16, 16, 24)
     """
     xp, (x, w, b) = accept(("b",), x=x, w=w, b=b)
-    settings = Settings(
-        stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
-    )
+    settings = stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     call = forward_call(xp, tuple(x.shape), tuple(w.shape), settings)
     types = call.types(x, w, call.forward_terms)
-    check_bias(xp, b, call.geom.K, types.result)
+    if b is not None:
+        check_bias(xp, b, call.geom.K, types.result)
     return call.forward([(x, w)], b, types, x)
 
 
@@ -228,14 +227,13 @@ def conv_transpose(
     array([[[  1.,  10., 102.,  20., 200.,   0.]]])
     """
     xp, (x, w, b) = accept(("b",), x=x, w=w, b=b)
-    settings = Settings(
-        stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
-    )
+    settings = stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     call = transposed_call(
         xp, tuple(x.shape), tuple(w.shape), output_padding, output_size, settings
     )
     types = call.types(x, w, call.input_terms)
-    check_bias(xp, b, call.geom.C, types.result)
+    if b is not None:
+        check_bias(xp, b, call.geom.C, types.result)
     return call.grad_input([(x, w)], b, types, x)
 
 

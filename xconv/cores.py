@@ -57,7 +57,8 @@ class held:
         return core
 
     def __exit__(self, *_: object) -> None:
-        release()
+        if _own.held is not None:
+            release()
 
 
 def release() -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
-from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import Refusal
 from .namespace import (
     COMPLEX,
     INTEGER,
     REAL,
-    Array,
     Namespace,
     dtype_name,
     in_place,
@@ -30,10 +29,9 @@ class DTypes(NamedTuple):
     compute: str
     result: str
 
-    def convert(self, *arrays: Array) -> bool:
-        """Whether any array is converted, as it is of another dtype than the sums."""
-        names = map(dtype_name, map(attrgetter("dtype"), arrays))
-        return not {self.compute}.issuperset(names)
+    def converts(self, dtypes: Iterable[Any]) -> bool:
+        """Whether an array of any of these dtypes is converted, as it is none that sums have."""
+        return not {self.compute}.issuperset(map(dtype_name, dtypes))
 
     def wider(self, xp: Namespace, other: DTypes) -> DTypes:
         """Return those in which both have room."""

@@ -18,7 +18,7 @@ from .geometry import Geometry, Ints, named
 from .methods import Algorithm
 from .namespace import Array, accept, check_bytes, chunked, in_place
 from .plan import MIB
-from .validation import Settings, forward_call
+from .validation import forward_call
 
 CONTRACTIONS = ("forward", "grad_input", "grad_weight")
 
@@ -172,9 +172,7 @@ def explain(
         raise Refusal(
             "arrays of one piece, such as numpy.empty of a chunk's shape", "Dask arrays", TypeError
         )
-    settings = Settings(
-        stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
-    )
+    settings = stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     call = forward_call(xp, tuple(x.shape), tuple(w.shape), settings)
     terms = {
         "forward": call.forward_terms,
@@ -183,7 +181,7 @@ def explain(
     }
     types = call.types(x, w, terms[contraction])
     check_bytes(call.y_shape, types.result)
-    task = Task(xp, call.method, *types, call.limits, types.convert(x, w))
+    task = Task(xp, call.method, *types, call.limits, types.converts((x.dtype, w.dtype)))
     geom = call.geom
     return Explanation(
         contraction,

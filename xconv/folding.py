@@ -9,7 +9,7 @@ from . import padding as pads
 from .dtypes import accumulation
 from .errors import Refusal, public
 from .geometry import SPATIAL, Geometry, Window, along, geometry, options, sizes
-from .layout import grouped, layout_axes, ungrouped
+from .layout import layout_axes, ungrouped
 from .namespace import (
     Array,
     Namespace,
@@ -86,7 +86,8 @@ def unfold(
             return zeros(xp, shape[not batched :], x)
         zero = (0,) * geom.rank
         start, stop = geom.reads(zero, geom.O, zero, geom.W)
-        view = grouped(xp, x, layout_axes("channels_first", geom.rank).x, 1, batched)
+        samples = x if batched else x[None, ...]
+        view = xp.permute_dims(samples, (1, 0, *range(2, samples.ndim)))[None, ...]
         block = pads.pad(xp, view, geom, start, stop)
         view = windows(xp, block, Window(geom.O, geom.W, geom.stride, geom.dilation))[0, ...]
         # (C, *W, N, *O) -> (N, C, *W, *O)

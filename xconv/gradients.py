@@ -9,7 +9,6 @@ from .dtypes import DTypes
 from .errors import public
 from .namespace import INTEGER, Array, accept, dtype_name
 from .validation import (
-    Settings,
     check_shape,
     checked_flag,
     checked_mask,
@@ -90,9 +89,7 @@ def conv_backward(
     ConvGrads(dx=array([[[1., 3., 3., 2.]]]), dw=array([[[3., 6.]]]), db=array([3.]))
     """
     xp, (dy, x, w) = accept(dy=dy, x=x, w=w)
-    settings = Settings(
-        stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
-    )
+    settings = stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     call = forward_call(xp, tuple(x.shape), tuple(w.shape), settings)
     check_shape(dy, "dy", call.y_shape, call.geom.rank, settings)
     want_x, want_w, want_b = checked_mask(output_mask)
@@ -165,9 +162,7 @@ def conv_transpose_backward(
     ConvGrads(dx=array([[[11., 11.]]]), dw=array([[[3., 3.]]]), db=array([4.]))
     """
     xp, (dy, x, w) = accept(dy=dy, x=x, w=w)
-    settings = Settings(
-        stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
-    )
+    settings = stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     call = transposed_call(
         xp, tuple(x.shape), tuple(w.shape), output_padding, output_size, settings
     )
@@ -239,9 +234,7 @@ def conv_grad_input(
     array([[[ 1., 10.,  2., 20.,  0.]]])
     """
     xp, (dy, w) = accept(dy=dy, w=w)
-    settings = Settings(
-        stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
-    )
+    settings = stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     call = input_call(xp, tuple(dy.shape), tuple(w.shape), input_size, settings)
     types = call.types(dy, w, call.input_terms, real_part=True)
     return call.grad_input([(dy, w)], None, types, dy, conjugate=True)
@@ -305,9 +298,7 @@ def conv_grad_weight(
     array([[[2., 5., 8.]]])
     """
     xp, (dy, x) = accept(dy=dy, x=x)
-    settings = Settings(
-        stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
-    )
+    settings = stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     call = weight_call(xp, tuple(dy.shape), tuple(x.shape), kernel_size, settings)
     types = call.types(dy, x, call.weight_terms, real_part=True)
     return call.grad_weight(x, dy, types, per_sample=checked_flag(per_sample, "per_sample"))
@@ -375,9 +366,7 @@ def conv_double_backward(
     (array([[[1., 3., 5.]]]), array([[[0., 0., 0., 0.]]]), array([[[3., 6.]]]))
     """
     xp, (ddx, ddw, ddb, dy, x, w) = accept(OPTIONAL, ddx=ddx, ddw=ddw, ddb=ddb, dy=dy, x=x, w=w)
-    settings = Settings(
-        stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
-    )
+    settings = stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     call = forward_call(xp, tuple(x.shape), tuple(w.shape), settings)
     check_shape(dy, "dy", call.y_shape, call.geom.rank, settings)
     check_shape(ddb, "ddb", (call.geom.K,))
@@ -459,9 +448,7 @@ def conv_transpose_double_backward(
     (array([[[1., 1., 1., 1.]]]), array([[[1., 5.]]]), array([[[0., 0.]]]))
     """
     xp, (ddx, ddw, ddb, dy, x, w) = accept(OPTIONAL, ddx=ddx, ddw=ddw, ddb=ddb, dy=dy, x=x, w=w)
-    settings = Settings(
-        stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
-    )
+    settings = stride, padding, dilation, groups, padding_mode, layout, dtype, method, max_workspace
     call = transposed_call(
         xp, tuple(x.shape), tuple(w.shape), output_padding, output_size, settings
     )

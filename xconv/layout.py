@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .errors import Refusal, shown
-from .geometry import Ints, along
+from .geometry import Ints
 from .namespace import Array, Namespace
 
 RULE = (
@@ -97,20 +97,33 @@ def without_batch(axes: Axes) -> Axes:
     return Axes(-1, tuple(a - (a > gone) for a in axes.spatial), axes.last - (axes.last > gone))
 
 
-def grouped(xp: Namespace, a: Array, axes: Axes, G: int, batched: bool = True) -> Array:
-    """Return x or y as ``(G, c, N, *I)``."""
-    if not batched:
-        one = without_batch(axes)
-        a = xp.permute_dims(a, (one.last, *one.spatial))[:, None, ...]
-    else:
-        a = xp.permute_dims(a, (axes.last, axes.first, *axes.spatial))
-    if G == 1:
-        return a[None, ...]
-    return xp.reshape(a, (G, a.shape[0] // G, *a.shape[1:]))
+class Form(NamedTuple):
+    """The order of an array's axes in which it is computed with, and its shape then."""
+
+    order: Ints
+    shape: Ints
+
+    def of(self, xp: Namespace, a: Array) -> Array:
+        """View an array so: to split axes is a view, whatever its strides."""
+        return xp.reshape(xp.permute_dims(a, self.order), self.shape)
+
+
+def data_form(axes: Axes, shape: Ints, batched: bool) -> Form:
+    """Return the form of x or y, of the shape ``(G, c, N, *I)``."""
+    if batched:
+        return Form((axes.last, axes.first, *axes.spatial), shape)
+    one = without_batch(axes)
+    return Form((one.last, *one.spatial), shape)
+
+
+def weights_form(axes: Axes, shape: Ints, lead: int = 0) -> Form:
+    """Return the form of w, of the shape ``(G, k, c, *W)`` behind `lead` axes first in both."""
+    moved = (lead + axis for axis in (axes.last, axes.first, *axes.spatial))
+    return Form((*range(lead), *moved), shape)
 
 
 def ungrouped(xp: Namespace, a: Array, axes: Axes, batched: bool = True) -> Array:
-    """Return ``(G, c, N, *I)`` as x or y in its layout: the inverse of `grouped`."""
+    """Return ``(G, c, N, *I)`` as x or y in its layout: the inverse of `data_form`."""
     a = xp.reshape(a, (a.shape[0] * a.shape[1], *a.shape[2:]))
     if not batched:
         one = without_batch(axes)
@@ -118,25 +131,8 @@ def ungrouped(xp: Namespace, a: Array, axes: Axes, batched: bool = True) -> Arra
     return xp.permute_dims(a, _inverse((axes.last, axes.first, *axes.spatial)))
 
 
-def grouped_weights(xp: Namespace, w: Array, axes: Axes, G: int, lead: int = 0) -> Array:
-    """Return w as ``(G, k, c, *W)``, behind `lead` more axes that come first in both."""
-    order = _weights_order(axes, lead)
-    if order is not None:
-        w = xp.permute_dims(w, order)
-    if G == 1:
-        return w[along(lead, None)]
-    return xp.reshape(w, (*w.shape[:lead], G, w.shape[lead] // G, *w.shape[lead + 1 :]))
-
-
-@lru_cache(maxsize=256)
-def _weights_order(axes: Axes, lead: int) -> Ints | None:
-    """Return the order that axes are to be brought in, None where they are in it."""
-    order = (*range(lead), *(lead + axis for axis in (axes.last, axes.first, *axes.spatial)))
-    return None if order == tuple(range(len(order))) else order
-
-
 def ungrouped_weights(xp: Namespace, w: Array, axes: Axes, lead: int = 0) -> Array:
-    """Return ``(G, k, c, *W)`` as w in its layout: the inverse of `grouped_weights`."""
+    """Return ``(G, k, c, *W)`` as w in its layout: the inverse of `weights_form`."""
     K = w.shape[lead] * w.shape[lead + 1]
     w = xp.reshape(w, (*w.shape[:lead], K, *w.shape[lead + 2 :]))
     order = _inverse((axes.last, axes.first, *axes.spatial))

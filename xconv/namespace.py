@@ -56,7 +56,10 @@ def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace,
     Those that are `optional` may be None and stay it. `numpy.memmap` becomes its base class.
     Where one array is Dask's, the others become Dask arrays of one chunk.
     """
-    given = {n: a for n, a in arrays.items() if a is not None or n not in optional}
+    given = dict(arrays)
+    for name in optional:
+        if arrays[name] is None:
+            del given[name]
     if set(map(type, given.values())) == {np.ndarray}:
         xp: Namespace = NUMPY
     elif _on_one_gpu(given.values()):

@@ -7,7 +7,6 @@ What `windows` and `taps` come to there. Exact on small integers.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 from .geometry import SPATIAL, Geometry, Window, taps
 from .namespace import (
@@ -25,12 +24,8 @@ from .products import inner, inner_pieces, matmul
 SHORT = 128  # positions of a sample
 
 
-class Flat(NamedTuple):
-    """Cells (G, N, c, O), weights (G, 1, k, c) and results (G, N, k, O), positions as one axis."""
-
-    cells: Array
-    weights: Array
-    results: Array
+# Cells (G, N, c, O), weights (G, 1, k, c) and results (G, N, k, O), positions as one axis.
+Flat = tuple[Array, Array, Array]
 
 
 def flattens(geom: Geometry) -> bool:
@@ -44,15 +39,15 @@ def flat(xp: Namespace, x: Array, w: Array, y: Array) -> Flat | None:
     cells, results = merged(swapped(xp, x), SPATIAL), merged(swapped(xp, y), SPATIAL)
     if cells is None or results is None:
         return None
-    return Flat(cells, xp.reshape(w, w.shape[:3])[:, None], results)
+    return cells, xp.reshape(w, w.shape[:3])[:, None], results
 
 
 def multiply(xp: Namespace, arrays: Flat, box: Index) -> None:
     """Write a box of the results: its groups, samples, output channels and positions."""
     own, samples, k, positions = box
-    cells, weights = arrays.cells[own, samples, :, positions], arrays.weights[own, :, k]
+    cells, weights, results = arrays
     # (G, 1, k, c) @ (G, N, c, O) -> (G, N, k, O)
-    matmul(xp, weights, cells, arrays.results[box])
+    matmul(xp, weights[own, :, k], cells[own, samples, :, positions], results[box])
 
 
 def prepare(xp: Namespace, w: Array, window: Window, out: Array | None = None) -> Array:

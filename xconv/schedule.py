@@ -58,14 +58,15 @@ class Pass(NamedTuple):
 class Forward(NamedTuple):
     """The schedule of a forward contraction, of `geom` once cells that nothing reads are left out.
 
-    ``cells`` are those of x that are read at all, ``terms`` the products of one block. ``flat``
-    says whether `pointwise` takes its operands and result where they lie, if they lie so.
+    ``cells`` are those of x that are read at all, None if that is all of it; ``terms`` are the
+    products of one block. ``flat`` says whether `pointwise` takes its operands and result where
+    they lie, if they lie so.
     """
 
     geom: Geometry
     algorithm: Algorithm
     cut: Plan
-    cells: Index
+    cells: Index | None
     terms: int
     flat: bool
     passes: Callable[[], Iterable[Pass]]
@@ -85,7 +86,7 @@ class GradWeight(NamedTuple):
 
     algorithm: Algorithm
     cut: Plan
-    cells: Index
+    cells: Index | None
     terms: Callable[[], Iterable[Term]]
 
 
@@ -120,7 +121,7 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
             yield Pass(_slices((*held, *first)), largest, tuple(blocks) if keep else blocks)
 
     kept = _kept(passes, cut.products(geom))
-    return Forward(geom, chosen, cut, (*ALL, *cells), terms, flat, kept)
+    return Forward(geom, chosen, cut, cells, terms, flat, kept)
 
 
 @lru_cache(maxsize=256)
@@ -141,7 +142,7 @@ def grad_weight(task: Task, geom: Geometry) -> GradWeight:
             first, last = not any(a for a, _ in box), tuple(b for _, b in box) == end
             yield Term(_slices(held), part, first, last)
 
-    return GradWeight(chosen, cut, (*ALL, *cells), _kept(terms, cut.products(geom)))
+    return GradWeight(chosen, cut, cells, _kept(terms, cut.products(geom)))
 
 
 class Banks(NamedTuple):
@@ -155,7 +156,7 @@ class Banks(NamedTuple):
     geom: Geometry
     window: Window
     cut: plan.Banks
-    cells: Index
+    cells: Index | None
     points: int
     tiles: int
     data: tuple[tuple[Reading, slice], ...]
@@ -181,9 +182,7 @@ def banks(
     window = _window(geom, everything, taps)
     rows, banks = (_slices(parts(range(0, geom.k, size))) for size in (cut.c, cut.k))
     points, tiles = winograd.sizes(window)
-    return Banks(
-        geom, window, cut, (*ALL, *cells), points, geom.N * tiles, tuple(data), rows, banks
-    )
+    return Banks(geom, window, cut, cells, points, geom.N * tiles, tuple(data), rows, banks)
 
 
 @lru_cache(maxsize=256)

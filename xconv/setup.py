@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from operator import attrgetter
+from functools import cached_property, partial
+from typing import Any
 
 from . import padding
 from .costs import Task
 from .methods import TRAITS, Algorithm
 from .namespace import (
     Array,
+    Namespace,
     begin_block,
     cast,
     conjugate,
@@ -37,9 +38,30 @@ class Setup:
     conjugate: tuple[bool, bool]
     threads: int
 
-    xp = property(attrgetter("task.xp"))
-    compute = property(attrgetter("task.compute"))
-    limits = property(attrgetter("task.limits"))
+    @cached_property
+    def xp(self) -> Namespace:
+        """The namespace of the task."""
+        return self.task.xp
+
+    @cached_property
+    def compute(self) -> str:
+        """The name of the dtype of products and sums."""
+        return self.task.compute
+
+    @cached_property
+    def dtype(self) -> Any:
+        """That dtype."""
+        return dtype_of(self.xp, self.compute)
+
+    @cached_property
+    def limits(self) -> Limits:
+        """Bytes that the call and each of its blocks may use."""
+        return self.task.limits
+
+    @cached_property
+    def ample(self) -> bool:
+        """Whether threads may keep memory between blocks."""
+        return self.limits.ample
 
     def workers(self, cut: Plan | Boxes | Banks) -> int:
         """Return how many threads work at blocks at a time."""
@@ -51,7 +73,7 @@ class Setup:
 
     def begin(self, least: int = 0) -> None:
         """Begin a block, in which the thread's `scratch` is free again, of `least` bytes."""
-        begin_block(self.xp, self.limits.ample, least)
+        begin_block(self.xp, self.ample, least)
 
     def exact(self) -> Setup:
         """Return the same with a method in which a NaN reaches only what reads it."""
@@ -69,7 +91,7 @@ class Setup:
         return self._own(a, operand, partial(scratch, self.xp))
 
     def _own(self, a: Array, operand: int, empty: Callable[..., Array]) -> Array:
-        dtype = dtype_of(self.xp, self.compute)
+        dtype = self.dtype
         if self.conjugate[operand]:
             return self.xp.conj(a, out=empty(a.shape, dtype=dtype))
         if a.dtype == dtype:
@@ -85,7 +107,7 @@ class Setup:
         """
         if TRAITS[algorithm].reads:
             conj = partial(conjugate, self.xp) if self.conjugate[0] else None
-            return Source(x, how, dtype_of(self.xp, self.compute), conj)
+            return Source(x, how, self.dtype, conj)
         block = padding.read(self.xp, x, how, self.compute, TRAITS[algorithm].last)
         if not self.conjugate[0]:
             return block

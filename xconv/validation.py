@@ -5,6 +5,7 @@ Nothing here looks at an array: what is made of shapes and options is kept for t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from typing import Any, NamedTuple, TypeVar
@@ -92,10 +93,8 @@ def rank_of(shape: Ints) -> int:
     return len(shape) - 2
 
 
-def check_bias(xp: Namespace, b: Array | None, channels: int, result: str) -> None:
+def check_bias(xp: Namespace, b: Array, channels: int, result: str) -> None:
     """Refuse a bias that does not fit the channels or would be changed by the result's dtype."""
-    if b is None:
-        return
     if tuple(b.shape) != (channels,):
         raise Refusal(
             f"b of shape ({channels},), one entry per output channel", f"shape {tuple(b.shape)}"
@@ -108,7 +107,7 @@ def check_bias(xp: Namespace, b: Array | None, channels: int, result: str) -> No
 
 
 def check_shape(
-    a: Array | None, name: str, shape: Ints, rank: int = 0, settings: Settings | None = None
+    a: Array | None, name: str, shape: Ints, rank: int = 0, settings: Sequence[Any] | None = None
 ) -> None:
     """Refuse an array of another shape, which follows from these options, if any."""
     if a is not None and tuple(a.shape) != shape:
@@ -173,16 +172,23 @@ def _fits(y: Data, geom: Geometry, opts: Options) -> None:
 
 
 def remembered(make: Callable[..., R]) -> Callable[..., R]:
-    """Keep what a function returned for the same plain arguments.
+    """Keep what a function returned for the same plain arguments, the last of them `Settings`.
 
     These are ints, strings, None, types and tuples of them alone: 1, 1.0 and True are equal as
     keys, but not as options.
     """
-    kept = lru_cache(maxsize=256)(make)
+
+    def made(xp: Namespace, *arguments: Any) -> R:
+        return make(xp, *arguments[:-1], Settings(*arguments[-1]))
+
+    kept = lru_cache(maxsize=256)(made)
 
     @wraps(make)
     def call(xp: Namespace, *arguments: Any) -> R:
-        return (kept if _plain(arguments) else make)(xp, *arguments)
+        flat = NESTED.issuperset(map(type, arguments)) and ATOMS.issuperset(
+            map(type, itertools.chain.from_iterable(arguments))
+        )  # as most are: without a look at each
+        return (kept if flat or _plain(arguments) else made)(xp, *arguments)
 
     return call
 

@@ -111,8 +111,6 @@ class _Blas:
 
     def recruit(self, count: int) -> None:
         """Start threads until there are so many."""
-        if self.threads >= count:
-            return
         with self.lock, contextlib.suppress(RuntimeError):  # no new threads: Python shuts down
             while self.threads < count:
                 # a daemon, as an interrupt may come while it starts: then nobody would end it
@@ -219,7 +217,10 @@ def run(
                 finish(task, result)
             del result  # before the next one is made
         return
-    _blas.recruit(workers - 1)  # first: a thread begins with the cores of the one that starts it
+    if _blas.threads < workers - 1:
+        _blas.recruit(
+            workers - 1
+        )  # first: a thread begins with the cores of the one that starts it
     with cores.held() as core:
         crew = _Crew(iter(tasks), work, finish, core)
         try:
