@@ -18,20 +18,16 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from .geometry import SPATIAL, Geometry, Ints, Window, Work
-from .namespace import Array, Namespace, constant, gathered, merged, scratch, swapped, windows
+from .geometry import SPATIAL, Geometry, Ints, Work
+from .namespace import Array, Namespace, constant, gathered, merged, scratch, strided
 
 LARGEST = 2**18  # numbers of the matrices of single taps
 LEAST = 7  # results of a product, or it takes several rows
 TALL = 4  # times its width: a matrix that BLAS reads faster the other way
 
 
-class Product(NamedTuple):
-    """Products of matrices and the place of their results: (G, .., N, .), (G, .., ., .)."""
-
-    left: Array
-    right: Array
-    place: Array
+# Matrices and the place of their products: (G, .., N, .), (G, .., ., .) and (G, .., N, .).
+Product = tuple[Array, Array, Array]
 
 
 class Band(NamedTuple):
@@ -138,22 +134,46 @@ def _products(
     """Yield the products of samples that are lines, (G, 1, N, cells), to lines of results."""
     G, _, N, _ = lines.shape
     row, wide = how.height // how.span, how.width // how.rows
-    for first, last in how.ranges():
-        count, start = last - first, how.step * first + how.low
-        begin, end = max(-start, 0), min(how.span, how.inputs - start)
-        end = max(begin, end)  # a row of padding alone is a sum of no products, which is zero
-        rows = min(how.rows, how.results - how.rows * first)
-        there = places[:, 0, :, how.rows * first * wide : (how.rows * (last - 1) + rows) * wide]
-        there = swapped(xp, xp.reshape(there, (G, N, count, rows * wide)))
+    apart, _, each, cell = lines.strides
+    for block, count, rows, start, begin, end in _pieces(how):
+        first = wide * how.rows * block
+        there = places[:, 0, :, first : first + wide * (how.rows * (count - 1) + rows)]
+        there = xp.reshape(there, (G, N, count, wide * rows))
         if count == 1:
-            some = lines[:, :, :, (start + begin) * row : (start + end) * row]
+            some = lines[:, :, :, row * (start + begin) : row * (start + end)]
         else:  # rows that one block reads and the next one overlap
-            read = Window((count,), (how.height,), (how.step * row,), (1,))
-            some = windows(xp, lines[..., start * row :], read)[:, 0]
-            some = xp.permute_dims(some, (0, 3, 2, 1))
+            strides = (apart, cell * row * how.step, each, cell)
+            some = strided(xp, lines, (G, count, N, how.height), strides, row * start)
         # (G, count, N, height) @ (G, 1, height, width) -> (G, count, N, width)
-        part = matrices[:, :, begin * row : end * row, : rows * wide]
-        yield Product(some, part, there)
+        part = matrices[:, :, row * begin : row * end, : wide * rows]
+        yield some, part, xp.permute_dims(there, (0, 2, 1, 3))
+
+
+class Piece(NamedTuple):
+    """Blocks of one product: the first, how many, and the rows of results of the last.
+
+    It reads the rows ``[begin, end)`` of those of the first block, which start at `start`.
+    """
+
+    block: int
+    number: int
+    rows: int
+    start: int
+    begin: int
+    end: int
+
+
+@lru_cache(maxsize=256)
+def _pieces(how: Band) -> tuple[Piece, ...]:
+    """Return the blocks of each product."""
+    found = []
+    for first, last in how.ranges():
+        start = how.step * first + how.low
+        begin, end = max(-start, 0), min(how.span, how.inputs - start)
+        # a row of padding alone is a sum of no products, which is zero
+        rows = min(how.rows, how.results - how.rows * first)
+        found.append(Piece(first, last - first, rows, start, begin, max(begin, end)))
+    return tuple(found)
 
 
 def contract(xp: Namespace, a: Array, matrices: Array, geom: Geometry, backwards: bool) -> Array:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import bands, banks, choice, diagonals, pointwise, schedule, workers
+from . import bands, banks, diagonals, pointwise, schedule, workers
 from .geometry import Geometry, Window, parts
 from .methods import TRAITS
 from .namespace import (
@@ -94,13 +94,12 @@ def _forward(
 ) -> list[Index]:
     """Write it block by block; return those that may hold a NaN or an infinity of others."""
     once = len(pairs) == plan.terms == 1 and y.dtype == setup.dtype
-    checked = choice.spreads(setup.task, plan.algorithm)
     spoiled: list[Index] = []
 
     def work(block: Block) -> None:
         there = y[block.there]
         total = _product(setup, plan, pairs, held, block, there if once else None)
-        if checked and not finite(total):
+        if plan.checked and not finite(total):
             spoiled.append(block.there)
         if bias is not None or total is not there:
             store(setup, there, part_of(bias, block.there), total)
@@ -216,7 +215,6 @@ def _grad_weight(setup: Setup, plan: GradWeight, x: Array, g: Array, dw: Array) 
     """Write the gradient of the weights block by block; return whether a NaN may have spread."""
     xp = setup.xp
     chosen = plan.algorithm
-    checked = choice.spreads(setup.task, chosen)
     same = dw.dtype == setup.dtype  # so that one product alone is written to dw
     spoiled = False
     total = None
@@ -239,7 +237,7 @@ def _grad_weight(setup: Setup, plan: GradWeight, x: Array, g: Array, dw: Array) 
         else:
             total += value
         if term.last:
-            spoiled = spoiled or (checked and not finite(total))
+            spoiled = spoiled or (plan.checked and not finite(total))
             if not (same and term.first):
                 store(setup, dw[term.there], None, total)
 

@@ -35,6 +35,7 @@ from .namespace import (
     in_place,
     on_gpu,
     own_namespace,
+    quiet,
     zeros,
 )
 from .plan import CPU, GPU, Limits
@@ -301,8 +302,11 @@ class Call:
         how = (self, types, tuple(map(DTYPE, itertools.chain.from_iterable(pairs))), conjugate)
         if not in_place(xp):
             return evaluate(_setup(*how, 1))
-        with current(like):
-            if on_gpu(xp) or self.short:
+        if on_gpu(xp):
+            with current(like):
+                return write(_setup(*how, 1))
+        with quiet():
+            if self.short:
                 return write(_setup(*how, 1))
             with workers.available() as threads:
                 return write(_setup(*how, threads))

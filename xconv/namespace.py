@@ -31,6 +31,7 @@ REAL = ("float16", "bfloat16", "float32", "float64")
 COMPLEX = ("complex64", "complex128")
 INTEGER = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 DTYPES = frozenset(REAL + COMPLEX + INTEGER)
+NATIVE = frozenset(map(np.dtype, DTYPES - {"bfloat16"}))  # NumPy's, in the machine's byte order
 
 # NumPy, a namespace of the standard, but for functions that only call a method of the array: these
 # are the methods, as what Python does around them takes longer than they do. They take arrays, and
@@ -58,9 +59,12 @@ def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace,
     """
     given = dict(arrays)
     for name in optional:
-        if arrays[name] is None:
+        if given[name] is None:
             del given[name]
-    if set(map(type, given.values())) == {np.ndarray}:
+    numpys = set(map(type, given.values())) == {np.ndarray}
+    if numpys and NATIVE.issuperset(map(attrgetter("dtype"), given.values())):
+        return NUMPY, list(arrays.values())  # as most are: without a look at each
+    if numpys:
         xp: Namespace = NUMPY
     elif _on_one_gpu(given.values()):
         xp = array_api_compat.array_namespace(*given.values())
@@ -389,13 +393,14 @@ def tiled(xp: Namespace, a: Array, axis: int, count: int, size: int, step: int) 
     return xp.stack(parts, axis=-2)
 
 
-def strided(xp: Namespace, a: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
-    """View the memory of an array with any shape and strides."""
-    if on_gpu(xp):
-        return sys.modules["cupy"].lib.stride_tricks.as_strided(a, shape=shape, strides=strides)
-    if a.flags.c_contiguous:  # a quarter of the time of as_strided
-        return np.ndarray(shape, a.dtype, a, 0, strides)
-    return np.lib.stride_tricks.as_strided(a, shape, strides)
+def strided(
+    xp: Namespace, a: Array, shape: tuple[int, ...], strides: tuple[int, ...], start: int = 0
+) -> Array:
+    """View the memory of an array with any shape and strides, from a number of its last axis on."""
+    if not on_gpu(xp) and a.flags.c_contiguous:  # a quarter of the time of as_strided
+        return np.ndarray(shape, a.dtype, a, start * a.itemsize, strides)
+    library = sys.modules["cupy"] if on_gpu(xp) else np
+    return library.lib.stride_tricks.as_strided(a[..., start:], shape, strides)
 
 
 def swapped(xp: Namespace, a: Array) -> Array:
@@ -424,23 +429,15 @@ class _Scratch(threading.local):
     memory = np.empty(0, np.uint8)
     used = 0  # bytes that the block has asked for, whether they were there or not
 
-    def begin(self, keep: bool, least: int = 0) -> None:
+    def begin(self, keep: bool, least: int) -> None:
         """Free what the last block took; `keep` the larger of that and `least`, or nothing."""
-        wanted = max(self.used, least)
-        kept = wanted if len(self.memory) < wanted <= self.KEPT else len(self.memory)
+        size, wanted = len(self.memory), max(self.used, least)
+        kept = wanted if size < wanted <= self.KEPT else size
         kept = kept if keep else 0
-        if kept != len(self.memory):
+        if kept != size:
             self.memory = np.empty(0, np.uint8)  # the old one is freed before there is a new one
             self.memory = np.empty(kept, np.uint8)
         self.used = 0
-
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Return an array that lasts until the thread's next block."""
-        start = -(-self.used // 64) * 64
-        self.used = start + math.prod(shape) * np.dtype(dtype).itemsize
-        if self.used > len(self.memory):
-            return np.empty(shape, dtype)
-        return np.ndarray(shape, dtype, self.memory, start)
 
 
 _scratch = _Scratch()
@@ -452,20 +449,24 @@ def begin_block(xp: Namespace, keep: bool, least: int = 0) -> None:
     ``least`` is what the largest of several kinds of blocks in a row takes, so that memory is not
     made anew for each.
     """
-    if on_gpu(xp):
-        return
-    _scratch.begin(keep, least)
+    if not on_gpu(xp):
+        _scratch.begin(keep, least)
 
 
 def scratch(xp: Namespace, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Return an array for a block's work alone (NumPy and CuPy).
+    """Return an array for a block's work alone, until the thread's next one (NumPy and CuPy).
 
     The system clears every page of fresh memory, which takes as long as the work in it; so in
     NumPy this is memory that the thread keeps, where it may. CuPy has a pool of its own.
     """
     if on_gpu(xp):
         return xp.empty(shape, dtype=dtype)
-    return _scratch.empty(shape, dtype)
+    own = _scratch
+    start = -(-own.used // 64) * 64
+    own.used = start + math.prod(shape) * np.dtype(dtype).itemsize
+    if own.used > len(own.memory):
+        return np.empty(shape, dtype)
+    return np.ndarray(shape, dtype, own.memory, start)
 
 
 def gapped(xp: Namespace, shape: tuple[int, ...], dtype: Any, empty: Callable[..., Array]) -> Array:

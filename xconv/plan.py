@@ -103,6 +103,7 @@ class Plan(NamedTuple):
         return self.terms(geom) * self.blocks(geom)
 
 
+@lru_cache(maxsize=256)
 def at_once(cut: Plan | Boxes | Banks, limits: Limits, available: int) -> int:
     """How many blocks can be in the works at once."""
     return max(1, min(available, (limits.workspace - cut.shared) // max(cut.block, 1)))

@@ -36,10 +36,12 @@ def flattens(geom: Geometry) -> bool:
 
 def flat(xp: Namespace, x: Array, w: Array, y: Array) -> Flat | None:
     """View x (G, c, N, *O), w (G, k, c, *1), y (G, k, N, *O) so, or None where that is a copy."""
-    cells, results = merged(swapped(xp, x), SPATIAL), merged(swapped(xp, y), SPATIAL)
+    (G, k, c), order = w.shape[:3], (0, 2, 1, *range(SPATIAL, x.ndim))
+    cells = merged(xp.permute_dims(x, order), SPATIAL)
+    results = merged(xp.permute_dims(y, order), SPATIAL)
     if cells is None or results is None:
         return None
-    return cells, xp.reshape(w, w.shape[:3])[:, None], results
+    return cells, xp.reshape(w, (G, 1, k, c)), results
 
 
 def multiply(xp: Namespace, arrays: Flat, box: Index) -> None:

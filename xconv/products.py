@@ -55,10 +55,9 @@ def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array
     if on_gpu(xp):
         return in_cupy(xp, a, b, out)
     (m, length), n = a.shape[-2:], b.shape[-1]
-    if m * n * length <= DIRECT or not _direct(b):
-        return xp.matmul(a, b, out=out)
     far = b.itemsize * (m * n + (m + n) * length) > NEAR
-    if far and m > THIN and needs_runs():
+    whole = m * n * length <= DIRECT or (far and m > THIN and needs_runs())
+    if whole or not _direct(b):
         return xp.matmul(a, b, out=out)
     return _by_pieces(xp, a, b, out)
 

@@ -60,7 +60,7 @@ class Forward(NamedTuple):
 
     ``cells`` are those of x that are read at all, None if that is all of it; ``terms`` are the
     products of one block. ``flat`` says whether `pointwise` takes its operands and result where
-    they lie, if they lie so.
+    they lie, if they lie so; ``checked`` whether a NaN may reach results that do not read it.
     """
 
     geom: Geometry
@@ -69,6 +69,7 @@ class Forward(NamedTuple):
     cells: Index | None
     terms: int
     flat: bool
+    checked: bool
     passes: Callable[[], Iterable[Pass]]
 
 
@@ -82,11 +83,12 @@ class Term(NamedTuple):
 
 
 class GradWeight(NamedTuple):
-    """The schedule of a weight gradient."""
+    """The schedule of a weight gradient; ``cells`` and ``checked`` as of `Forward`."""
 
     algorithm: Algorithm
     cut: Plan
     cells: Index | None
+    checked: bool
     terms: Callable[[], Iterable[Term]]
 
 
@@ -121,7 +123,7 @@ def forward(task: Task, geom: Geometry, pairs: int = 1, mirrored: bool = False) 
             yield Pass(_slices((*held, *first)), largest, tuple(blocks) if keep else blocks)
 
     kept = _kept(passes, cut.products(geom))
-    return Forward(geom, chosen, cut, cells, terms, flat, kept)
+    return Forward(geom, chosen, cut, cells, terms, flat, choice.spreads(task, chosen), kept)
 
 
 @lru_cache(maxsize=256)
@@ -142,7 +144,8 @@ def grad_weight(task: Task, geom: Geometry) -> GradWeight:
             first, last = not any(a for a, _ in box), tuple(b for _, b in box) == end
             yield Term(_slices(held), part, first, last)
 
-    return GradWeight(chosen, cut, cells, _kept(terms, cut.products(geom)))
+    checked = choice.spreads(task, chosen)
+    return GradWeight(chosen, cut, cells, checked, _kept(terms, cut.products(geom)))
 
 
 class Banks(NamedTuple):

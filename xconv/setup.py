@@ -58,11 +58,6 @@ class Setup:
         """Bytes that the call and each of its blocks may use."""
         return self.task.limits
 
-    @cached_property
-    def ample(self) -> bool:
-        """Whether threads may keep memory between blocks."""
-        return self.limits.ample
-
     def workers(self, cut: Plan | Boxes | Banks) -> int:
         """Return how many threads work at blocks at a time."""
         return at_once(cut, self.limits, self.threads)
@@ -71,9 +66,10 @@ class Setup:
         """Return the same with other limits."""
         return replace(self, task=self.task._replace(limits=limits))
 
-    def begin(self, least: int = 0) -> None:
-        """Begin a block, in which the thread's `scratch` is free again, of `least` bytes."""
-        begin_block(self.xp, self.ample, least)
+    @cached_property
+    def begin(self) -> Callable[..., None]:
+        """What begins a block, in which the thread's `scratch` is free again, of `least` bytes."""
+        return partial(begin_block, self.xp, self.limits.ample)
 
     def exact(self) -> Setup:
         """Return the same with a method in which a NaN reaches only what reads it."""
@@ -84,19 +80,18 @@ class Setup:
 
         It is itself, or one copy in the order of its axes.
         """
-        return self._own(a, operand, self.xp.empty)
+        own = a.dtype == self.dtype and not self.conjugate[operand]
+        return a if own else self._copy(a, operand, self.xp.empty)
 
     def loaded(self, a: Array, operand: int) -> Array:
         """Return the same, a copy in `scratch`."""
-        return self._own(a, operand, partial(scratch, self.xp))
+        own = a.dtype == self.dtype and not self.conjugate[operand]
+        return a if own else self._copy(a, operand, partial(scratch, self.xp))
 
-    def _own(self, a: Array, operand: int, empty: Callable[..., Array]) -> Array:
-        dtype = self.dtype
+    def _copy(self, a: Array, operand: int, empty: Callable[..., Array]) -> Array:
+        copy = empty(a.shape, dtype=self.dtype)
         if self.conjugate[operand]:
-            return self.xp.conj(a, out=empty(a.shape, dtype=dtype))
-        if a.dtype == dtype:
-            return a
-        copy = empty(a.shape, dtype=dtype)
+            return self.xp.conj(a, out=copy)
         copy[...] = a
         return copy
 

@@ -217,10 +217,8 @@ def run(
                 finish(task, result)
             del result  # before the next one is made
         return
-    if _blas.threads < workers - 1:
-        _blas.recruit(
-            workers - 1
-        )  # first: a thread begins with the cores of the one that starts it
+    if _blas.threads < workers - 1:  # first: a thread begins with the cores of its starter
+        _blas.recruit(workers - 1)
     with cores.held() as core:
         crew = _Crew(iter(tasks), work, finish, core)
         try:
