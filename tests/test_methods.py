@@ -412,14 +412,15 @@ def test_pieces_are_small_and_not_too_small():
 @pytest.mark.parametrize(
     ("m", "n", "length", "intel"),
     [
-        (64, 1000, 64, True),  # near
-        (64, 10**5, 64, False),
+        (1000, 128, 64, True),  # near, and the second one narrow
+        (1000, 129, 64, False),
+        (10**5, 64, 64, False),
         (32, 10**5, 64, True),  # thin
         (33, 10**5, 64, False),
     ],
 )
 def test_large_products_are_in_pieces(kernels, monkeypatch, dtype, m, n, length, intel):
-    """Where the processor reads what is beyond a core's cache in long runs: those that are near."""
+    """Where it reads what is beyond a core's cache in long runs: those that are near and narrow."""
     by_pieces, seen = products._by_pieces, []
 
     def spy(xp, a, b, out):

@@ -121,10 +121,11 @@ class _Blas:
 def _serve(jobs: Jobs, own: list[_Library]) -> None:
     """Do one job after the other, on a thread that is kept."""
     _hold(own)
-    while True:
-        job = jobs.get()
-        job()
-        del job
+    with quiet():
+        while True:
+            job = jobs.get()
+            job()
+            del job
 
 
 def _hold(libraries: list[_Library]) -> list[int]:
@@ -274,8 +275,7 @@ class _Crew:
             self.helping += 1
         try:
             cores.leave(self.core)
-            with quiet():
-                self.toil()
+            self.toil()
         except BaseException as failure:
             self.failure = failure
             self.stop()
