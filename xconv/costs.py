@@ -14,7 +14,7 @@ from .geometry import Geometry, Ints, Window, Work, slab
 from .methods import Algorithm
 from .namespace import COMPLEX, Namespace, itemsize, on_gpu
 from .plan import Banks, Boxes, Limits, Plan, count
-from .products import in_pieces
+from .products import NEAR, in_pieces
 
 # Nanoseconds on one core of AMD EPYCs (Zen 3 and Zen 4) with NumPy 2.4's OpenBLAS, float32,
 # November 2026; those of lines and depthwise but SHORT, ORDER and BANK on Intel Xeons. Fitted
@@ -41,9 +41,11 @@ WEIGHT = 3.0  # a weight rearranged, once for all blocks
 TILE = 0.9  # a number of a Winograd tile at its points, transformed forth; back takes twice as long
 ORDER = 0.6  # a number of the data that is put in the order of tiles
 POINT = 1.0  # a weight transformed for Winograd, per point: once, its gradient in each block
-BANK = 0.65  # the same in a bank of kernels, and read in its products
-HOLD = 0.9  # a number of transformed data that is held for all banks, beside TILE
-BANK_CALLS = 20  # of NumPy for a bank
+BANK = 0.5  # the same in a bank of kernels, and read in its products;
+FULL = 1.8  # times as much where a bank has more bytes than NEAR, so that no core's cache holds it
+SUMS = 1.25  # its gradient, summed and transformed in a bank
+HOLD = 0.12  # a number of transformed data that each bank reads
+BANK_CALLS = 12  # of NumPy for a bank
 SPILL = 2**24  # bytes of these beyond which they take twice as long: the caches are full
 WAVE = 0.23  # a number in a Fourier transform, per level
 TURN = 5.4  # a number of spectra that are matrices, in the order of products and back
@@ -166,7 +168,7 @@ def _winograd(task: Task, geom: Geometry, cut: Plan, weights: bool) -> float:
     data, others = geom.C * -(-geom.k // cut.k), geom.K * (-(-geom.c // cut.c) if weights else 2)
     transforms = TILE * task.wide * points * (data + others) * tiles
     transforms += ORDER * task.wide * _cells(geom, weights)
-    spills = task.itemsize * points * sums > SPILL
+    spills = task.itemsize * points * sums > SPILL and not weights
     weight = POINT * task.wide * points * sums * (1 + spills) * (blocks if weights else 1)
     phases = CALL * math.prod(winograd.phases(window)) * blocks
     return START + products + transforms + weight + phases
@@ -184,11 +186,13 @@ def banks(task: Task, geom: Geometry, cut: Banks, weights: bool) -> float:
     tiles *= geom.N
     sums = geom.K * geom.c
     products = LAID * 2 * task.flop * points * sums * tiles
-    data = (TILE + HOLD) * (geom.C + geom.K * weights)
+    data = (TILE + HOLD * cut.blocks(geom)) * (geom.C + geom.K * weights)
     back = 0 if weights else 2 * TILE * geom.K
     transforms = task.wide * (points * tiles * (data + back) + ORDER * _cells(geom, weights))
-    calls = BANK_CALLS * CALL * cut.blocks(geom)
-    return START + products + transforms + BANK * task.wide * points * sums + calls
+    full = task.itemsize * points * geom.C * cut.k > NEAR
+    each = SUMS if weights else BANK * (FULL if full else 1)
+    kernels = each * task.wide * points * sums
+    return START + products + transforms + kernels + BANK_CALLS * CALL * cut.blocks(geom)
 
 
 def _fft(task: Task, geom: Geometry, cut: Plan, weights: bool) -> float:

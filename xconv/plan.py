@@ -37,7 +37,9 @@ SMALL = 4  # an operation of a product of a few rows
 POSITIONS = 256
 CHANNELS = 64
 MOST = 2**22  # products of one contraction: more take minutes in Python alone
-BANK = 32  # kernels whose transforms fit a core's cache
+# Kernels of a bank, whose transforms are to stay in a core's cache: the most that fit a block. A
+# weight gradient, which has their sums as well, takes the fewest.
+BANK = (64, 32)
 HELD = 16 * MIB  # bytes of transformed data that fit the cache of all cores
 KEPT = 2**13  # numbers of a constant matrix that may be kept whatever the limits
 
@@ -405,10 +407,17 @@ def banks(
     geom: Geometry, itemsize: int, limits: Limits, converted: bool, weights: bool
 ) -> Banks | None:
     """Cut a contraction by `winograd` into banks of kernels; None: it is not for that."""
-    if geom.k < 2 * BANK:
-        return None
+    sizes = BANK[-1:] if weights else BANK
+    found = (_bank(k, geom, itemsize, limits, converted, weights) for k in sizes if 2 * k <= geom.k)
+    return next((cut for cut in found if cut is not None), None)
+
+
+def _bank(
+    k: int, geom: Geometry, itemsize: int, limits: Limits, converted: bool, weights: bool
+) -> Banks | None:
+    """Cut it into banks of k kernels; None: they do not fit."""
     window = Window(geom.O, geom.W, geom.stride, geom.dilation)
-    sizes, k = (geom.G, geom.N, window), BANK
+    sizes = (geom.G, geom.N, window)
     cells, positions = (geom.G * geom.N * n for n in (slab(geom, *window[:2]), math.prod(geom.O)))
     c = max(CHANNELS, -(-geom.c // limits.tasks))
     held, steps = winograd.held(*sizes, geom.c), winograd.workspace(*sizes, min(c, geom.c), 0)
