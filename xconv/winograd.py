@@ -168,8 +168,18 @@ def _cut(xp: Namespace, y: Array, window: Window) -> Array:
         order = (0, 1, r + 2, *(i for a in range(r) for i in (r + 3 + a, 2 + a)))
         split = xp.permute_dims(xp.reshape(y, (G, k, *apart, N, *covered)), order)
         sizes = (p * size for p, size in zip(apart, covered, strict=True))
-        y = gathered(xp, split, (G, k, N, *sizes))
+        y = xp.reshape(_interleaved(xp, split), (G, k, N, *sizes))
     return y[ALL + tuple(map(slice, window.O))]
+
+
+def _interleaved(xp: Namespace, split: Array) -> Array:
+    """Copy an array whose last axis are a few phases: one after the other, for long runs."""
+    if not in_place(xp):
+        return split
+    block = scratch(xp, split.shape, split.dtype)
+    for phase in range(split.shape[-1]):
+        block[..., phase] = split[..., phase]
+    return block
 
 
 def grad_weight(
