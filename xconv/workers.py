@@ -92,7 +92,8 @@ class _Blas:
                 self.before = _counts(self.shared)
             self.inside.add(threading.get_ident())
             if len(self.inside) == 1:
-                _set(self.shared, [1] * len(self.shared))
+                for library in self.shared:
+                    library.set(1)
             return own + self.before
 
     def leave(self, before: list[int]) -> None:
