@@ -420,7 +420,7 @@ def test_pieces_are_small_and_not_too_small():
     ],
 )
 def test_large_products_are_in_pieces(kernels, monkeypatch, dtype, m, n, length, intel):
-    """Where it reads what is beyond a core's cache in long runs: those that are near and narrow."""
+    """Where a processor reads far memory in long runs: those that are near and narrow."""
     by_pieces, seen = products._by_pieces, []
 
     def spy(xp, a, b, out):

@@ -678,7 +678,7 @@ def test_slices_of_an_axis(total):
 
 def test_a_call_is_sent_to_other_processes_with_its_namespace():
     xp, _ = namespace.accept(x=ones(1))
-    call = forward_call(xp, (1, 2, 8), (3, 2, 3), Settings())
+    call = forward_call(xp, (1, 2, 8), (3, 2, 3), tuple(Settings()))
     assert pickle.loads(pickle.dumps(call)).xp is xp is namespace.NUMPY
 
 

@@ -136,8 +136,8 @@ def _products(
     row, wide = how.height // how.span, how.width // how.rows
     apart, _, each, cell = lines.strides
     for block, count, rows, start, begin, end in _pieces(how):
-        first = wide * how.rows * block
-        there = places[:, 0, :, first : first + wide * (how.rows * (count - 1) + rows)]
+        low = wide * how.rows * block
+        there = places[:, 0, :, low : low + wide * (how.rows * (count - 1) + rows)]
         there = xp.reshape(there, (G, N, count, wide * rows))
         if count == 1:
             some = lines[:, :, :, row * (start + begin) : row * (start + end)]
@@ -155,8 +155,8 @@ class Piece(NamedTuple):
     It reads the rows ``[begin, end)`` of those of the first block, which start at `start`.
     """
 
-    block: int
-    number: int
+    first: int
+    many: int
     rows: int
     start: int
     begin: int

@@ -52,9 +52,11 @@ def forward(
     if plan.cells is not None:
         pairs = [(x[plan.cells], w) for x, w in pairs]
     if isinstance(plan, Forward):
-        spoiled = _flat(setup, plan, pairs, y, bias)
-        if spoiled is None:
-            spoiled = _forward(setup, plan, pairs, y, bias)
+        arrays = _as_they_lie(setup, plan, pairs, y)
+        if arrays is not None:
+            _multiply(setup, plan, arrays, y, bias)
+            return
+        spoiled = _forward(setup, plan, pairs, y, bias)
     else:
         assert isinstance(plan, schedule.Banks)
         spoiled = banks.forward(setup, plan, pairs[0], y, bias)
@@ -62,20 +64,27 @@ def forward(
         _again(setup, pairs, y, plan.geom, bias, mirrored, there)
 
 
-def _flat(
-    setup: Setup, plan: Forward, pairs: Sequence[Pair], y: Array, bias: Array | None
-) -> Sequence[Index] | None:
-    """Multiply kernels of one tap from and to where arrays lie, if they lie so; else None.
+def _as_they_lie(
+    setup: Setup, plan: Forward, pairs: Sequence[Pair], y: Array
+) -> pointwise.Flat | None:
+    """Return what `pointwise` multiplies without a copy, as few views for all blocks; None: not so.
 
-    Blocks take no memory then, so there can be as many at once as there are threads.
+    Not where it is converted or conjugated, summed, or lies in memory in another way.
     """
     x, w = pairs[0]
     own = len(pairs) == plan.terms == 1 and x.dtype == w.dtype == y.dtype == setup.dtype
     if not (plan.flat and own) or setup.conjugate != (False, False):
         return None
-    arrays = pointwise.flat(setup.xp, x, w, y)
-    if arrays is None:
-        return None
+    return pointwise.flat(setup.xp, x, w, y)
+
+
+def _multiply(
+    setup: Setup, plan: Forward, arrays: pointwise.Flat, y: Array, bias: Array | None
+) -> None:
+    """Write the products of kernels of one tap to y.
+
+    Blocks take no memory, so there can be as many at once as there are threads.
+    """
 
     def work(block: Block) -> None:
         assert block.flat is not None
@@ -86,7 +95,6 @@ def _flat(
 
     for one in plan.passes():
         workers.run(one.blocks, work, workers=setup.threads)
-    return ()
 
 
 def _forward(

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
-from operator import attrgetter
 from typing import Any
 
 from . import blocks, cells, choice, expression, layout, workers
@@ -23,6 +22,7 @@ from .geometry import Geometry, Ints
 from .layout import Axes, Form, Layout
 from .namespace import (
     COMPLEX,
+    DTYPE,
     Array,
     Namespace,
     cast,
@@ -45,8 +45,6 @@ from .setup import Pair, Setup
 # products: OpenBLAS does beyond 2**18 of them, of a matrix and a vector beyond 9216.
 SHORT = 2**13
 
-DTYPE = attrgetter("dtype")
-
 BLOCKED: dict[str, Callable[..., None]] = {
     "forward": blocks.forward,
     "grad_input": cells.grad_input,
@@ -58,7 +56,7 @@ BLOCKED: dict[str, Callable[..., None]] = {
 class Call:
     """A convolution, validated; for a transposed call, the one that it transposes.
 
-    Calls of the same shapes and options share one, so that it keeps what it has worked out.
+    Calls of the same shapes and plain options share one, so that it keeps what it has worked out.
     """
 
     xp: Namespace
@@ -299,21 +297,35 @@ class Call:
     ) -> Array:
         """Run a contraction where the arrays are: on their device, on this call's threads."""
         xp = self.xp
-        how = (self, types, tuple(map(DTYPE, itertools.chain.from_iterable(pairs))), conjugate)
+        how = types, tuple(map(DTYPE, itertools.chain.from_iterable(pairs))), conjugate
         if not in_place(xp):
-            return evaluate(_setup(*how, 1))
+            return evaluate(self._setup(*how, 1))
         if on_gpu(xp):
             with current(like):
-                return write(_setup(*how, 1))
+                return write(self._setup(*how, 1))
         with quiet():
             if self.short:
-                return write(_setup(*how, 1))
+                return write(self._setup(*how, 1))
             with workers.available() as threads:
-                return write(_setup(*how, threads))
+                return write(self._setup(*how, threads))
+
+    @cached_property
+    def _setup(self) -> Callable[..., Setup]:
+        """What returns how to do a contraction of arrays of some dtypes, the same each time."""
+        xp, method, limits = self.xp, self.method, self.limits  # not self: it would hold itself
+
+        @lru_cache(maxsize=16)
+        def setup(
+            types: DTypes, dtypes: tuple[Any, ...], conjugate: tuple[bool, bool], threads: int
+        ) -> Setup:
+            task = Task(xp, method, *types, limits, types.converts(dtypes))
+            return Setup(task, conjugate if types.compute in COMPLEX else (False, False), threads)
+
+        return setup
 
     def _in_place(self, name: str, geom: Geometry, setup: Setup, *arguments: Any) -> None:
         """Do a contraction where arrays are written to: whole, by cuDNN, or in blocks."""
-        if (on_gpu(self.xp) or self.method == "cudnn") and choice.whole(setup.task, geom, name):
+        if choice.whole(setup.task, geom, name):
             from . import cudnn  # imports cuDNN
 
             try:
@@ -346,19 +358,6 @@ class Call:
         xp = self.xp
         with current(like):
             return zeros(xp, shape, like, dtype_of(xp, name))
-
-
-@lru_cache(maxsize=256)
-def _setup(
-    call: Call,
-    types: DTypes,
-    dtypes: tuple[Any, ...],
-    conjugate: tuple[bool, bool],
-    threads: int,
-) -> Setup:
-    """Return what a contraction of arrays of these dtypes is done with."""
-    task = Task(call.xp, call.method, *types, call.limits, types.converts(dtypes))
-    return Setup(task, conjugate if types.compute in COMPLEX else (False, False), threads)
 
 
 def _samples(xp: Namespace, x: Array, g: Array) -> list[Pair]:

@@ -81,8 +81,8 @@ def release_in_time() -> None:
 def leave(core: int) -> None:
     """Move the thread, a helper, off the core of its caller, and keep it off for as long."""
     global _until
-    if _own.left is None and _core() != core:
-        return  # mostly
+    if _own.left is None and (core < 0 or _core() != core):
+        return  # as it mostly is
     now = time.perf_counter()
     with contextlib.suppress(OSError):
         if _own.left is not None and now >= _until:

@@ -181,10 +181,10 @@ class Geometry(NamedTuple):
 
     @lru_cache(maxsize=256)  # noqa: B019 - geometries are values, and few
     def skipping(self) -> tuple[Geometry, tuple[slice, ...] | None]:
-        """Return the convolution of the input cells that one-tap axes read at all, and these.
+        """Return the convolution of the input cells that one-tap axes read at all, and their index.
 
-        They are an index of (G, c, N, *I), None for all of it. With zeros padding, an axis of one
-        tap and stride s is one of stride 1 on every s-th cell.
+        It is one of (G, c, N, *I), or None for all of it. With zeros padding, an axis of one tap
+        and stride s is one of stride 1 on every s-th cell.
         """
         cells = [slice(None)] * self.rank
         I, stride, padding = list(self.I), list(self.stride), list(self.padding)
@@ -195,7 +195,7 @@ class Geometry(NamedTuple):
                 I[a] = len(range(first, self.I[a], self.stride[a]))
                 stride[a], padding[a] = 1, (-before, self.O[a] - I[a] + before)
         geom = self._replace(I=tuple(I), stride=tuple(stride), padding=tuple(padding))
-        return geom, (*ALL, *cells) if geom.stride != self.stride else None
+        return geom, ((*ALL, *cells) if geom.stride != self.stride else None)
 
     def phases(self, axis: int, start: int, stop: int) -> list[Phase]:
         """Phases of the padded coordinates ``[start, stop)``; cells in none have gradient 0.

@@ -31,6 +31,7 @@ REAL = ("float16", "bfloat16", "float32", "float64")
 COMPLEX = ("complex64", "complex128")
 INTEGER = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 DTYPES = frozenset(REAL + COMPLEX + INTEGER)
+DTYPE = attrgetter("dtype")
 NATIVE = frozenset(map(np.dtype, DTYPES - {"bfloat16"}))  # NumPy's, in the machine's byte order
 
 # NumPy, a namespace of the standard, but for functions that only call a method of the array: these
@@ -62,7 +63,7 @@ def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace,
         if given[name] is None:
             del given[name]
     numpys = set(map(type, given.values())) == {np.ndarray}
-    if numpys and NATIVE.issuperset(map(attrgetter("dtype"), given.values())):
+    if numpys and NATIVE.issuperset(map(DTYPE, given.values())):
         return NUMPY, list(arrays.values())  # as most are: without a look at each
     if numpys:
         xp: Namespace = NUMPY
@@ -224,7 +225,8 @@ def zeros(xp: Namespace, shape: tuple[int, ...], like: Array, dtype: Any = None)
     return xp.zeros_like(like, dtype=dtype, shape=shape, chunks=chunks)
 
 
-# Silences NumPy's warnings: NaN, infinity and rounding are results like any other.
+# Silences NumPy's warnings: NaN, infinity and rounding are results like any other. (An interrupt at
+# its very start or end can leave them so, as in any `numpy.errstate`.)
 quiet = partial(np.errstate, all="ignore")
 
 

@@ -106,9 +106,9 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def at_once(cut: Plan | Boxes | Banks, limits: Limits, available: int) -> int:
-    """How many blocks can be in the works at once."""
-    return max(1, min(available, (limits.workspace - cut.shared) // max(cut.block, 1)))
+def at_once(shared: int, block: int, limits: Limits, available: int) -> int:
+    """How many blocks of so many bytes, beside what they share, can be in the works at once."""
+    return max(1, min(available, (limits.workspace - shared) // max(block, 1)))
 
 
 def count(whole: Iterable[int], sizes: Iterable[int]) -> int:

@@ -26,11 +26,12 @@ LIMBS = 2**21  # of which so many have a sum in float64
 # OpenBLAS's kernels for AVX-512 take small matrices as they lie, and rearrange larger ones first.
 # In pieces, products are 5 to 60 % faster on AMD's Zen 4. On an Intel Xeon of 2023 what is beyond a
 # core's cache is read slowly but in long runs, as it is rearranged: pieces pay there where matrices
-# are NEAR and the second one is narrow, or are THIN; elsewhere they take up to twice as long. No
+# are NEAR and the second one is NARROW, or are THIN; elsewhere they take up to twice as long. No
 # other processors were tried. Those that have AVX512_SPR, which AMD's do not yet, are taken for the
 # latter, others for the former.
 AVX512 = frozenset(("SkylakeX", "Cooperlake", "SapphireRapids"))
 NEAR = 2**21  # bytes of a product's matrices that fit a core's cache there
+NARROW = 128  # columns up to which these need not be rearranged
 DIRECT = 10**6  # multiplications of a small product
 TILE = 1200  # its results, where the second matrix is transposed
 ROWS, COLUMNS = 32, 128  # of a piece, at least and about; smaller ones gain nothing
@@ -56,9 +57,9 @@ def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array
     if on_gpu(xp):
         return in_cupy(xp, a, b, out)
     (m, length), n = a.shape[-2:], b.shape[-1]
-    far = n > COLUMNS or b.itemsize * (m * n + (m + n) * length) > NEAR
-    whole = m * n * length <= DIRECT or (far and m > THIN and needs_runs())
-    if whole or not _direct(b):
+    near = n <= NARROW and b.itemsize * (m * n + (m + n) * length) <= NEAR
+    small = m * n * length <= DIRECT
+    if small or not (near or m <= THIN or not needs_runs()) or not _direct(b):
         return xp.matmul(a, b, out=out)
     return _by_pieces(xp, a, b, out)
 

@@ -28,7 +28,7 @@ Pair = tuple[Array, Array]
 
 @dataclass(frozen=True)
 class Setup:
-    """What the contractions have in common during one call.
+    """What the contractions of a call have in common; kept for the next one, so it holds no array.
 
     ``conjugate`` says which of the two operands is to be conjugated. The task's namespace, dtype of
     products and sums, and limits have names here: each block asks for them many times.
@@ -60,7 +60,7 @@ class Setup:
 
     def workers(self, cut: Plan | Boxes | Banks) -> int:
         """Return how many threads work at blocks at a time."""
-        return at_once(cut, self.limits, self.threads)
+        return at_once(cut.shared, cut.block, self.limits, self.threads)
 
     def within(self, limits: Limits) -> Setup:
         """Return the same with other limits."""

@@ -128,7 +128,7 @@ def check_adjoint(x: Array, w: Array, /, **options: Any) -> float:
     bound = _bound(x, w)
     with current(x):
         y = conv(x, w, **options)
-        geom = forward_call(xp, tuple(x.shape), tuple(w.shape), Settings(**options)).geom
+        geom = forward_call(xp, tuple(x.shape), tuple(w.shape), tuple(Settings(**options))).geom
         g = random_integers(default_rng(0), y)
         whole, size = _inner(xp, g, y)
         layout = options.get("layout", "channels_first")

@@ -172,9 +172,9 @@ def _fits(y: Data, geom: Geometry, opts: Options) -> None:
 
 
 def remembered(make: Callable[..., R]) -> Callable[..., R]:
-    """Keep what a function returned for the same plain arguments, the last of them `Settings`.
+    """Keep what a function returned for the same plain arguments; of the last, make `Settings`.
 
-    These are ints, strings, None, types and tuples of them alone: 1, 1.0 and True are equal as
+    Plain are ints, strings, None, types and tuples of them alone: 1, 1.0 and True are equal as
     keys, but not as options.
     """
 
@@ -185,16 +185,15 @@ def remembered(make: Callable[..., R]) -> Callable[..., R]:
 
     @wraps(make)
     def call(xp: Namespace, *arguments: Any) -> R:
-        flat = NESTED.issuperset(map(type, arguments)) and ATOMS.issuperset(
+        shallow = set(map(type, arguments)) == {tuple} and ATOMS.issuperset(
             map(type, itertools.chain.from_iterable(arguments))
         )  # as most are: without a look at each
-        return (kept if flat or _plain(arguments) else made)(xp, *arguments)
+        return (kept if shallow or _plain(arguments) else made)(xp, *arguments)
 
     return call
 
 
 ATOMS = frozenset({int, str, type(None), type})
-NESTED = frozenset({tuple, Settings})
 DEEPEST = 4
 
 
@@ -204,9 +203,9 @@ def _plain(values: Sequence[Any]) -> bool:
         kinds = set(map(type, values))
         if kinds <= ATOMS:
             return True
-        if not kinds <= ATOMS | NESTED:
+        if not kinds <= ATOMS | {tuple}:
             return False
-        values = [one for value in values if type(value) in NESTED for one in value]
+        values = [one for value in values if type(value) is tuple for one in value]
     return False
 
 

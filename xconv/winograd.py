@@ -173,7 +173,7 @@ def _cut(xp: Namespace, y: Array, window: Window) -> Array:
 
 
 def _interleaved(xp: Namespace, split: Array) -> Array:
-    """Copy an array whose last axis are a few phases: one after the other, for long runs."""
+    """Copy an array, whose last axis are phases, one phase after the other: runs are long then."""
     if not in_place(xp):
         return split
     block = scratch(xp, split.shape, split.dtype)

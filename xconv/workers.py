@@ -122,7 +122,7 @@ class _Blas:
 def _serve(jobs: Jobs, own: list[_Library]) -> None:
     """Do one job after the other, on a thread that is kept."""
     _hold(own)
-    with quiet():
+    with quiet():  # once: each thread has its own state
         while True:
             job = jobs.get()
             job()
