@@ -1146,6 +1146,18 @@ def test_cut_sums_stay_within_the_workspace_when_cold():
     assert beyond(cold(run), limit) <= limit
 
 
+def test_depthwise_layers_with_a_stride():
+    """Wide images come in pieces, whatever the stride; a NaN stays where it is read."""
+    x, w = RNG.integers(-3, 4, (2, 8, 90, 101)), RNG.integers(-3, 4, (8, 1, 5, 5))
+    x, w = x.astype("float32"), w.astype("float32")
+    options = {"stride": 2, "padding": (2, 1), "groups": 8}
+    assert xconv.explain(x, w, **options).steps[0].method == "depthwise"
+    for _ in range(2):
+        want = xconv.conv(x, w, method="windows", **options)
+        np.testing.assert_array_equal(xconv.conv(x, w, **options), want, strict=True)
+        x[1, 3, 40, 7] = np.nan
+
+
 def test_depthwise_layers_with_taps_far_apart():
     x, w, far = np.ones((2, 4, 8, 8), "float32"), np.ones((4, 1, 3, 3), "float32"), 2**40
     y = xconv.conv(x, w, groups=4, dilation=far, padding=far)

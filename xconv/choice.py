@@ -176,12 +176,7 @@ def _direct(task: Task, geom: Geometry, weights: bool) -> Algorithm:
     few = lone and math.prod(geom.W) <= FEW and not weights  # as in phases of a stride
     if task.method == "taps" or (task.method == "auto" and few):
         return taps
-    if (
-        lone
-        and (weights or max(geom.stride) == 1)
-        and task.method == "auto"
-        and not on_gpu(task.xp)
-    ):
+    if lone and task.method == "auto" and not on_gpu(task.xp):
         return depthwise
     return windows
 

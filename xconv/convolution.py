@@ -77,7 +77,7 @@ def conv(
         Bytes that NumPy and CuPy may use beyond arguments and result, 64 MiB by default and
         512 MiB on a GPU; in Dask, each task beyond the slab that it reads and its chunk. Other
         libraries evaluate one expression, which this does not bound. Below some MiB calls get
-        slow, as blocks get small. With less than the default nothing is kept between calls;
+        slow, as blocks get small. With less than the default no array is kept between calls;
         otherwise each of NumPy's threads keeps up to 16 MiB, beside these.
 
     Returns

@@ -235,7 +235,8 @@ def _depthwise(task: Task, geom: Geometry, weights: bool) -> float:
         calls = depthwise.weight_calls(geom.G, geom.N, window)
         return images * (2 * read + cells * task.wide * DOT * math.prod(geom.W)) + calls * CALL
     own = depthwise.work(geom.G, geom.N, window)
-    copied = own.copied * (RUN / geom.O[-1] + NEARBY * task.wide)
+    apart = STRIDED if max(geom.stride) > 1 else 1
+    copied = own.copied * (RUN / geom.O[-1] + NEARBY * apart * task.wide)
     products = own.products * (PRODUCT + own.operations * task.flop * SHORT)
     if geom.rank == 1 or geom.W[0] == 1:  # of one row
         products += task.rows(own.copied, 1)
