@@ -135,16 +135,16 @@ def _products(
     G, _, N, _ = lines.shape
     row, wide = how.height // how.span, how.width // how.rows
     apart, _, each, cell = lines.strides
-    for block, count, rows, start, begin, end in _pieces(how):
-        low = wide * how.rows * block
-        there = places[:, 0, :, low : low + wide * (how.rows * (count - 1) + rows)]
-        there = xp.reshape(there, (G, N, count, wide * rows))
-        if count == 1:
+    for first, many, rows, start, begin, end in _pieces(how):
+        low = wide * how.rows * first
+        there = places[:, 0, :, low : low + wide * (how.rows * (many - 1) + rows)]
+        there = xp.reshape(there, (G, N, many, wide * rows))
+        if many == 1:
             some = lines[:, :, :, row * (start + begin) : row * (start + end)]
         else:  # rows that one block reads and the next one overlap
             strides = (apart, cell * row * how.step, each, cell)
-            some = strided(xp, lines, (G, count, N, how.height), strides, row * start)
-        # (G, count, N, height) @ (G, 1, height, width) -> (G, count, N, width)
+            some = strided(xp, lines, (G, many, N, how.height), strides, row * start)
+        # (G, many, N, height) @ (G, 1, height, width) -> (G, many, N, width)
         part = matrices[:, :, row * begin : row * end, : wide * rows]
         yield some, part, xp.permute_dims(there, (0, 2, 1, 3))
 

@@ -8,7 +8,7 @@ stay in its core's cache. A weight gradient is the same the other way round.
 
 from __future__ import annotations
 
-from . import choice, winograd, workers
+from . import winograd, workers
 from .namespace import Array, finite
 from .padding import Index, Reading
 from .schedule import Banks
@@ -19,7 +19,6 @@ def forward(setup: Setup, plan: Banks, pair: Pair, y: Array, bias: Array | None)
     """dT/dg: write a convolution plus bias to y; return the blocks with a NaN or an infinity."""
     (x, w), xp = pair, setup.xp
     data = _held(setup, plan, x)
-    checked = choice.spreads(setup.task, winograd)
     once = y.dtype == data.dtype
     groups, samples, *outputs = (slice(0, n) for n in (plan.geom.G, plan.geom.N, *plan.geom.O))
     spoiled: list[Index] = []
@@ -30,7 +29,7 @@ def forward(setup: Setup, plan: Banks, pair: Pair, y: Array, bias: Array | None)
         place = y[there]
         kernels = winograd.bank(xp, setup.loaded(w[:, k], 1), plan.window)
         total = winograd.multiply(xp, data, kernels, plan.window, place if once else None)
-        if checked and not finite(total):
+        if plan.checked and not finite(total):
             spoiled.append(there)
         store(setup, place, part_of(bias, there), total)
 
@@ -49,7 +48,6 @@ def grad_weight(setup: Setup, plan: Banks, x: Array, g: Array, dw: Array) -> boo
         winograd.outputs(xp, setup.loaded(g[:, k], 1), plan.window, rows[..., k])
 
     workers.run(plan.rows, transform, workers=setup.workers(plan.cut))
-    checked = choice.spreads(setup.task, winograd)
     once = dw.dtype == data.dtype
     spoiled: list[slice] = []
 
@@ -58,7 +56,7 @@ def grad_weight(setup: Setup, plan: Banks, x: Array, g: Array, dw: Array) -> boo
         there = dw[:, k]
         part = rows[..., k]
         total = winograd.multiply_weights(xp, data, part, plan.window, there if once else None)
-        if checked and not finite(total):
+        if plan.checked and not finite(total):
             spoiled.append(k)
         store(setup, there, None, total)
 

@@ -109,14 +109,14 @@ def _forward(
         total = _product(setup, plan, pairs, held, block, there if once else None)
         if plan.checked and not finite(total):
             spoiled.append(block.there)
-        if bias is not None or total is not there:
-            store(setup, there, part_of(bias, block.there), total)
+        store(setup, there, part_of(bias, block.there), total)
 
     for one in plan.passes():
         held = []  # the last ones are freed first
-        for _, w in pairs:
-            single = plan.terms == 1
-            held.append(_prepared(setup, plan, w, one.weights, one.window) if single else None)
+        held = [
+            _prepared(setup, plan, w, one.weights, one.window) if plan.terms == 1 else None
+            for _, w in pairs
+        ]
         workers.run(one.blocks, work, workers=setup.workers(plan.cut))
     return spoiled
 

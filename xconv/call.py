@@ -132,7 +132,7 @@ class Call:
 
         Its result has the dtype of `like`, if that is given and no integer.
         """
-        xp = own_namespace(self.xp, a) if chunked(self.xp) else self.xp
+        xp = own_namespace(self.xp, a)
         names = dtype_name(a.dtype), dtype_name(b.dtype)
         own = None if like is None else dtype_name(like.dtype)
         return contraction(xp, *names, terms, own, self.dtype, real_part)

@@ -57,8 +57,7 @@ class held:
         return core
 
     def __exit__(self, *_: object) -> None:
-        if _own.held is not None:
-            release()
+        release()
 
 
 def release() -> None:
@@ -81,14 +80,15 @@ def release_in_time() -> None:
 def leave(core: int) -> None:
     """Move the thread, a helper, off the core of its caller, and keep it off for as long."""
     global _until
-    if _own.left is None and (core < 0 or _core() != core):
+    together = core >= 0 and _core() == core
+    if not together and _own.left is None:
         return  # as it mostly is
     now = time.perf_counter()
     with contextlib.suppress(OSError):
         if _own.left is not None and now >= _until:
             os.sched_setaffinity(0, _own.left)
             _own.left = None
-        if core < 0 or _core() != core:
+        if not together:
             return
         before = _own.left or os.sched_getaffinity(0)
         if len(before) > 1:

@@ -64,8 +64,8 @@ class _Layer:
         known = dict([*inspect.signature(type(self)._forward).parameters.items()][3:])
         for name in options:
             if name not in known:
-                options_of = ", ".join((*known, "bias", "rng", "like"))
-                raise Refusal(f"options among {options_of}", name, TypeError)
+                names = ", ".join((*known, "bias", "rng", "like"))
+                raise Refusal(f"options among {names}", name, TypeError)
         shape_options(len(W), *(options.get(name, known[name].default) for name in SHAPES))
         if self._transposed:
             per_axis(options.get("output_padding", 0), "output_padding", len(W), 0)

@@ -149,7 +149,9 @@ def grad_weight(task: Task, geom: Geometry) -> GradWeight:
 
 
 class Banks(NamedTuple):
-    """The schedule of a contraction by `winograd` in banks of kernels; `cells` as of `Forward`.
+    """The schedule of a contraction by `winograd` in banks of kernels.
+
+    ``cells`` and ``checked`` are as of `Forward`.
 
     ``data`` says what is read of x for some of its channels, and which they are; ``rows`` are the
     channels of g that a weight gradient transforms at a time, ``banks`` those of each bank. There
@@ -160,6 +162,7 @@ class Banks(NamedTuple):
     window: Window
     cut: plan.Banks
     cells: Index | None
+    checked: bool
     points: int
     tiles: int
     data: tuple[tuple[Reading, slice], ...]
@@ -185,7 +188,8 @@ def banks(
     window = _window(geom, everything, taps)
     rows, banks = (_slices(parts(range(0, geom.k, size))) for size in (cut.c, cut.k))
     points, tiles = winograd.sizes(window)
-    return Banks(geom, window, cut, cells, points, geom.N * tiles, tuple(data), rows, banks)
+    checked, tiles = choice.spreads(task, winograd), geom.N * tiles
+    return Banks(geom, window, cut, cells, checked, points, tiles, tuple(data), rows, banks)
 
 
 @lru_cache(maxsize=256)

@@ -92,8 +92,7 @@ class _Blas:
                 self.before = _counts(self.shared)
             self.inside.add(threading.get_ident())
             if len(self.inside) == 1:
-                for library in self.shared:
-                    library.set(1)
+                _set(self.shared, [1] * len(self.shared))
             return own + self.before
 
     def leave(self, before: list[int]) -> None:
