@@ -425,6 +425,22 @@ def forwards(xp: Namespace, a: Array) -> Array:
     return a
 
 
+PAGE = 2**21  # bytes of a large page
+
+
+def _in_large_pages(size: int) -> Array:
+    """Return memory of so many bytes, in large pages where the system has them.
+
+    Small ones lie anywhere, so that parts of a core's cache have to hold too much of a block; one
+    of Winograd's takes 5 to 13 % longer then. NumPy asks for large ones itself, from 4 MiB on.
+    """
+    if size < PAGE // 8:
+        return np.empty(size, np.uint8)
+    memory = np.empty(PAGE + -(-size // PAGE) * PAGE, np.uint8)
+    start = -memory.__array_interface__["data"][0] % PAGE
+    return memory[start : start + size]
+
+
 class _Scratch(threading.local):
     """Memory of one thread for the temporary arrays of a block."""
 
@@ -439,7 +455,7 @@ class _Scratch(threading.local):
         kept = kept if keep else 0
         if kept != size:
             self.memory = np.empty(0, np.uint8)  # the old one is freed before there is a new one
-            self.memory = np.empty(kept, np.uint8)
+            self.memory = _in_large_pages(kept)
         self.used = 0
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
