@@ -240,17 +240,17 @@ def _transformed(
 
 def _channels_last(xp: Namespace, a: Array, window: Window, sizes: Ints) -> Array:
     """Return a block as (G, phases*N, *sizes, c) in memory, with zeros where tiles reach beyond."""
-    parts = [a[cells] for cells in _phase_cells(window)]
     order = (0, *range(2, a.ndim), 1)
+    one = xp.permute_dims(a, order)
+    whole = one.shape[2:-1] == sizes
+    if in_place(xp) and whole and one.flags.c_contiguous and max(phases(window)) == 1:
+        return one  # as `padding.read` leaves it
+    parts = [a[cells] for cells in _phase_cells(window)]
     if not in_place(xp):
         for axis, n in enumerate(sizes, SPATIAL):
             parts = [embedded(xp, part, axis, 0, n - part.shape[axis]) for part in parts]
         return xp.permute_dims(xp.concat(parts, axis=2), order)
     fits = all(tuple(part.shape[SPATIAL:]) == sizes for part in parts)
-    if fits and len(parts) == 1:
-        one = xp.permute_dims(parts[0], order)
-        if one.flags.c_contiguous:  # as `padding.read` leaves it
-            return one
     G, c, N = a.shape[:SPATIAL]
     block = scratch(xp, (G, len(parts), N, *sizes, c), a.dtype)
     if not fits:
