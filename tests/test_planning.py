@@ -63,7 +63,7 @@ def in_a_block(run):
         return run()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(namespace, "PAGE", 1)  # what it uses is kept, not whole pages of the system
+        patch.setattr(namespace, "LARGE_PAGE", 1)  # so that no more is kept than is used
         return sorted(cold(partial(measured, block))() for _ in range(3))[1]  # see `memory`
 
 

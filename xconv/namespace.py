@@ -50,6 +50,7 @@ _einsum = inspect.unwrap(np.einsum)  # without looking for what overrides it
 HALF_PAGE, WAYS = 2048, 8
 ALIKE = 512  # bytes: rows a multiple of these apart share an eighth of the first cache's sets
 APART = 48  # numbers of a gap between rows that would lie so
+LARGE_PAGE = 2**21  # bytes, of most processors
 
 
 def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace, list[Array]]:
@@ -425,19 +426,16 @@ def forwards(xp: Namespace, a: Array) -> Array:
     return a
 
 
-PAGE = 2**21  # bytes of a large page
-
-
 def _in_large_pages(size: int) -> Array:
     """Return memory of so many bytes, in large pages where the system has them.
 
     Small ones lie anywhere, so that parts of a core's cache have to hold too much of a block; one
     of Winograd's takes 5 to 13 % longer then. NumPy asks for large ones itself, from 4 MiB on.
     """
-    if size < PAGE // 8:
+    if size < LARGE_PAGE // 8:
         return np.empty(size, np.uint8)
-    memory = np.empty(PAGE + -(-size // PAGE) * PAGE, np.uint8)
-    start = -memory.__array_interface__["data"][0] % PAGE
+    memory = np.empty(LARGE_PAGE * (1 + -(-size // LARGE_PAGE)), np.uint8)
+    start = -memory.__array_interface__["data"][0] % LARGE_PAGE
     return memory[start : start + size]
 
 
