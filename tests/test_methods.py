@@ -809,7 +809,8 @@ def test_no_part_of_a_depthwise_block_takes_more_than_all_of_it(small_cache, ran
         assert found[1][0] <= found[0][0] and found[1][1] <= found[0][1], (parts, W, stride)
 
 
-# outputs, kernel size: whole tiles and parts, at the last dilation one tile for two phases
+# outputs, kernel size: whole tiles and parts, at dilations of 2 one tile for two phases; at 5 one
+# output of a block that is as long as a tile
 TILES = [
     ((8,), (3,)),
     ((10, 8), (2, 3)),
@@ -817,11 +818,14 @@ TILES = [
     ((4, 4), (3, 3)),
     ((3, 4, 6), (2, 3, 3)),
     ((3, 2, 5), (3, 1, 5)),
+    ((4, 1), (3, 2)),
 ]
 
 
 @pytest.mark.parametrize("size", TILES, ids=str)
-@pytest.mark.parametrize("dilation", [(1, 1, 1), (1, 1, 2), (3, 2, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "dilation", [(1, 1, 1), (1, 1, 2), (3, 2, 1), (2, 2, 2), (1, 1, 5)], ids=str
+)
 def test_winograd_is_exact_to_rounding(size, dilation):
     import array_api_strict as strict
 

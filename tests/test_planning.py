@@ -647,8 +647,8 @@ def test_small_limits_hold_on_a_thread_that_has_kept_nothing(name):
         cold(kept)()
 
 
-@pytest.mark.parametrize("size", [2**18, 2**21 - 64, 2**21, 3 * 2**21 + 5])
-def test_what_a_thread_keeps_begins_with_a_large_page_of_the_system(size):
+@pytest.mark.parametrize("size", [2**19, 2**21 - 64, 2**21, 3 * 2**21 + 5])
+def test_what_a_thread_keeps_are_whole_large_pages_of_the_system(size):
     @cold
     def places():
         found = []
@@ -657,6 +657,7 @@ def test_what_a_thread_keeps_begins_with_a_large_page_of_the_system(size):
             block = namespace.scratch(np, (size,), "uint8")
             block[...] = 1  # all of it is there
             found.append(block.ctypes.data)
+            assert len(namespace._scratch.memory) == -(-size // 2**21) * 2**21
         return found
 
     first, second = places()
@@ -664,8 +665,8 @@ def test_what_a_thread_keeps_begins_with_a_large_page_of_the_system(size):
 
 
 def test_few_bytes_take_no_large_page():
-    most, _ = measured(lambda: namespace._in_large_pages(2**18 - 1))
-    assert most < 2**18 + 2**12
+    most, _ = measured(lambda: namespace._in_large_pages(2**19 - 1))
+    assert most < 2**19 + 2**12
 
 
 def test_weights_of_another_dtype_are_counted():

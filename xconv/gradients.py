@@ -68,9 +68,9 @@ def conv_backward(
     -------
     ConvGrads
         ``dx`` shaped as x, ``dw`` as w, ``db`` (K,), each None where masked. ``dx`` and ``dw``
-        have their array's dtype if that is floating or complex, else that of the product; ``db``
-        has dy's. Complex gradients follow PyTorch: ``dx`` is the adjoint, with conj(w). The
-        gradient of a real array is its real part.
+        have their array's dtype if that is floating or complex, else ``result_type`` of dy and the
+        other array; ``db`` has dy's. Complex gradients follow PyTorch: ``dx`` is the adjoint, with
+        conj(w). The gradient of a real array is its real part.
 
     Raises
     ------

@@ -50,7 +50,7 @@ _einsum = inspect.unwrap(np.einsum)  # without looking for what overrides it
 HALF_PAGE, WAYS = 2048, 8
 ALIKE = 512  # bytes: rows a multiple of these apart share an eighth of the first cache's sets
 APART = 48  # numbers of a gap between rows that would lie so
-LARGE_PAGE = 2**21  # bytes, of most processors
+LARGE_PAGE = 2**21  # bytes, of most processors; NumPy asks for such from two of them on
 
 
 def accept(optional: tuple[str, ...] = (), /, **arrays: Any) -> tuple[Namespace, list[Array]]:
@@ -427,16 +427,17 @@ def forwards(xp: Namespace, a: Array) -> Array:
 
 
 def _in_large_pages(size: int) -> Array:
-    """Return memory of so many bytes, in large pages where the system has them.
+    """Return memory of so many bytes, or whole large pages where the system may have them.
 
-    Small ones lie anywhere, so that parts of a core's cache have to hold too much of a block; one
-    of Winograd's takes 5 to 13 % longer then. NumPy asks for large ones itself, from 4 MiB on.
+    Small pages lie anywhere, so that parts of a core's cache have to hold too much of a block; one
+    of Winograd's takes 5 to 13 % longer then. NumPy asks for large ones itself, for 4 MiB or more.
     """
-    if size < LARGE_PAGE // 8:
+    if size < LARGE_PAGE // 4:  # much less than the page that it would take
         return np.empty(size, np.uint8)
-    memory = np.empty(LARGE_PAGE * (1 + -(-size // LARGE_PAGE)), np.uint8)
+    whole = -(-size // LARGE_PAGE) * LARGE_PAGE
+    memory = np.empty(LARGE_PAGE + whole, np.uint8)
     start = -memory.__array_interface__["data"][0] % LARGE_PAGE
-    return memory[start : start + size]
+    return memory[start : start + whole]
 
 
 class _Scratch(threading.local):

@@ -241,10 +241,10 @@ def _transformed(
 def _channels_last(xp: Namespace, a: Array, window: Window, sizes: Ints) -> Array:
     """Return a block as (G, phases*N, *sizes, c) in memory, with zeros where tiles reach beyond."""
     order = (0, *range(2, a.ndim), 1)
-    one = xp.permute_dims(a, order)
-    whole = one.shape[2:-1] == sizes
-    if in_place(xp) and whole and one.flags.c_contiguous and max(phases(window)) == 1:
-        return one  # as `padding.read` leaves it
+    if in_place(xp) and a.shape[SPATIAL:] == sizes and max(window.dilation) == 1:
+        one = xp.permute_dims(a, order)
+        if one.flags.c_contiguous:  # as `padding.read` leaves it
+            return one
     parts = [a[cells] for cells in _phase_cells(window)]
     if not in_place(xp):
         for axis, n in enumerate(sizes, SPATIAL):
