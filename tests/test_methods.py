@@ -1368,3 +1368,41 @@ def test_rows_do_not_lie_half_pages_apart(dtype, close):
         assert rows.shape == (3, length)
         assert gap == (48 if length % close == 0 else 0)
         assert gap <= namespace.most_apart(length) or not length
+
+
+@pytest.mark.parametrize("shape", [(16, 6, 3), (3, 40, 2), (31, 5, 31)], ids=str)
+def test_no_two_small_matrices_are_multiplied_that_both_lie_transposed(monkeypatch, shape):
+    """OpenBLAS's kernel for them gives wrong results on several threads."""
+    m, length, n = shape
+    lying = []
+    matmul = namespace.NUMPY.matmul
+
+    def recording(a, b, out=None):
+        lying.append([one.strides[-1] == one.itemsize for one in (a, b)])
+        return matmul(a, b, out=out)
+
+    monkeypatch.setattr(namespace.NUMPY, "matmul", recording)
+    a = RNG.integers(-3, 4, (length, m)).astype("float32").T
+    b = RNG.integers(-3, 4, (n, length)).astype("float32").T
+    want = a.astype(float) @ b.astype(float)
+    begin_block()
+    for found in (
+        products.matmul(namespace.NUMPY, a, b),
+        products.inner(namespace.NUMPY, a, b.T),
+        products.inner(namespace.NUMPY, a, np.asfortranarray(b.T)),
+    ):
+        np.testing.assert_array_equal(found, want)
+    assert lying and all(map(any, lying))
+
+
+def test_threads_do_not_meet_in_the_last_products_of_winograd():
+    """Of few channels, in blocks of several shapes at a time."""
+    x = RNG.integers(-3, 4, (3, 64, 6, 5, 7)).astype("float32")
+    w = RNG.integers(-3, 4, (64, 16, 5, 2, 4)).astype("float32")
+    options = {"padding": ((17, 17), (0, 1), (0, 0)), "dilation": (5, 1, 1), "groups": 4}
+    run = partial(xconv.conv, x, w, method="winograd", **options)
+    with threadpool_limits(1):
+        want = run()
+    with threadpool_limits(2):
+        for _ in range(40):
+            np.testing.assert_array_equal(run(), want, strict=True)

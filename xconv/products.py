@@ -46,6 +46,10 @@ FEW = 64 * 64  # results at most so many
 # and results, which are to be copied, are at most so many.
 LONG = 512
 COPIED = 2**18
+# OpenBLAS's kernel for two small transposed matrices in float32 (0.3.31, AVX-512) is not for
+# several threads at once: with other numbers between their rows, results were wrong, and some lay
+# beyond their place. Seen for up to 24 rows and 6 columns; with so many it is never taken.
+UNSAFE = 32
 
 
 def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array:
@@ -56,12 +60,21 @@ def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array
         out = scratch(xp, (*b.shape[:-2], a.shape[-2], b.shape[-1]), b.dtype)
     if on_gpu(xp):
         return in_cupy(xp, a, b, out)
+    if _unsafe(a, b):
+        a = xp.asarray(a, copy=True, order="C")
     (m, length), n = a.shape[-2:], b.shape[-1]
     near = n <= NARROW and b.itemsize * (m * n + (m + n) * length) <= NEAR
     small = m * n * length <= DIRECT
     if small or not (near or m <= THIN or not needs_runs()) or not _direct(b):
         return xp.matmul(a, b, out=out)
     return _by_pieces(xp, a, b, out)
+
+
+def _unsafe(a: Array, b: Array) -> bool:
+    """Whether BLAS might take a product of these for the kernel that is not for threads: NumPy."""
+    if a.shape[-2] >= UNSAFE or b.shape[-1] >= UNSAFE:
+        return False
+    return bool(a.strides[-1] != a.itemsize and b.strides[-1] != b.itemsize)
 
 
 def _direct(a: Array) -> bool:
@@ -169,8 +182,8 @@ def in_cupy(xp: Namespace, a: Array, b: Array, out: Array) -> Array:
 def inner(xp: Namespace, a: Array, b: Array, out: Array | None = None, summed: int = 1) -> Array:
     """Multiply a (.., k, P) and b (.., m, P) to (.., k, m), in `out` if that can be.
 
-    ``b`` has all of the batch's axes. Where b @ a^T is faster, the result is a transposed view of
-    it, and `out` is not written. Afterwards so many results are `summed`.
+    ``b`` has all of the batch's axes. Where b @ a^T is faster, or BLAS unsafe otherwise, the result
+    is a transposed view of it, and `out` is not written. Afterwards so many results are `summed`.
     """
     k, m, length = a.shape[-2], b.shape[-2], a.shape[-1]
     tiles = None
@@ -181,6 +194,7 @@ def inner(xp: Namespace, a: Array, b: Array, out: Array | None = None, summed: i
         tiles = tile(length, k, m) if direct and (min(k, m) <= THIN or not needs_runs()) else None
         long = k * m <= COPIED and length * summed >= LONG
         turns = direct and tiles is None and k < m and long and dtype_name(a.dtype) == "float32"
+        turns = turns or (in_numpy(xp) and _unsafe(a, xp.matrix_transpose(b)))
     if turns:
         a = xp.broadcast_to(a, (*b.shape[:-2], *a.shape[-2:]))
         return xp.matrix_transpose(_inner(xp, b, a))
