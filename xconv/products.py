@@ -60,8 +60,7 @@ def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array
         out = scratch(xp, (*b.shape[:-2], a.shape[-2], b.shape[-1]), b.dtype)
     if on_gpu(xp):
         return in_cupy(xp, a, b, out)
-    if _unsafe(a, b):
-        a = xp.asarray(a, copy=True, order="C")
+    a, b = safe(xp, a, b)
     (m, length), n = a.shape[-2:], b.shape[-1]
     near = n <= NARROW and b.itemsize * (m * n + (m + n) * length) <= NEAR
     small = m * n * length <= DIRECT
@@ -70,8 +69,17 @@ def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array
     return _by_pieces(xp, a, b, out)
 
 
+def safe(xp: Namespace, a: Array, b: Array) -> tuple[Array, Array]:
+    """Return operands of NumPy, the smaller one copied where they are `_unsafe` on threads."""
+    if not _unsafe(a, b):
+        return a, b
+    if a.size <= b.size:
+        return xp.asarray(a, copy=True, order="C"), b
+    return a, xp.asarray(b, copy=True, order="C")
+
+
 def _unsafe(a: Array, b: Array) -> bool:
-    """Whether BLAS might take a product of these for the kernel that is not for threads: NumPy."""
+    """Whether BLAS might take a product of these for the kernel that is not for threads."""
     if a.shape[-2] >= UNSAFE or b.shape[-1] >= UNSAFE:
         return False
     return bool(a.strides[-1] != a.itemsize and b.strides[-1] != b.itemsize)

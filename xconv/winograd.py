@@ -45,7 +45,7 @@ from .namespace import (
     tiled,
 )
 from .padding import embedded
-from .products import matmul
+from .products import matmul, safe
 
 LARGEST = 5  # taps of an axis
 SUMMED = 256  # channels that one product sums, as errors grow with them
@@ -95,7 +95,7 @@ def inputs(xp: Namespace, x: Array, window: Window, out: Array | None = None) ->
 
 def outputs(xp: Namespace, g: Array, window: Window, out: Array | None = None) -> Array:
     """Return the transforms of g (G, k, N, *O): (G, points, N*tiles, k)."""
-    return _transformed(xp, g, window, _outputs(window.W), "gradients", out)
+    return _transformed(xp, g, window, _outputs(window.W), "outputs", out)
 
 
 def multiply(
@@ -140,7 +140,7 @@ def _joined(xp: Namespace, y: Array, sizes: Ints, window: Window, out: Array | N
     G, k, *covered = sizes
     y = xp.reshape(y, (G, *m[:-1], n[-1], -1, *tiles, k))
     y = xp.permute_dims(y, (*range(r), *range(r + 1, y.ndim), r))
-    last = _matrix(xp, "gradients", window.W, -1, y)
+    last = xp.matrix_transpose(_matrix(xp, "outputs", window.W, -1, y))
     order, shape = _tiles_order(r), (G, k, y.shape[r], *covered)
     if not in_place(xp):
         y = y if n[-1] == 1 else xp.matmul(y, last)
@@ -153,6 +153,7 @@ def _joined(xp: Namespace, y: Array, sizes: Ints, window: Window, out: Array | N
     if n[-1] == 1:
         place[...] = y
     else:
+        y, last = (y, last) if on_gpu(xp) else safe(xp, y, last)
         # (.., k, n) @ (n, m) -> (.., k, m)
         xp.matmul(y, last, out=place)
     return out
@@ -224,6 +225,7 @@ def _transformed(
             a = xp.reshape(a, (*a.shape[:end], 1, *a.shape[end:-1], cells[axis], -1))
             continue
         matrix = _matrix(xp, which, window.W, axis, a)
+        matrix = matrix if which == "inputs" else xp.matrix_transpose(matrix)
         # (G, points before, N, tiles before, this axis, all that follows)
         a = xp.reshape(a, (*a.shape[:-1], cells[axis], -1))
         a = tiled(xp, a, a.ndim - 2, tiles[axis], size, m[axis])
@@ -363,12 +365,11 @@ def _weights(W: Ints) -> list[list[float]]:
 def matrices(r: int, m: int) -> dict[str, Matrix]:
     """Return the matrices of a tile of m outputs of r taps, in exact fractions.
 
-    ``outputs`` (m, n) and its transpose ``gradients``, ``weights`` (n, r) and ``inputs`` (n, n),
-    where ``n = m + r - 1``.
+    ``outputs`` (m, n), ``weights`` (n, r) and ``inputs`` (n, n), where ``n = m + r - 1``.
     """
     n = m + r - 1
     if n == 1:
-        return dict.fromkeys(("outputs", "gradients", "weights", "inputs"), ((Fraction(1),),))
+        return dict.fromkeys(("outputs", "weights", "inputs"), ((Fraction(1),),))
     points = [Fraction(p) for p in POINTS[n]]
 
     def evaluation(size: int) -> list[list[Fraction]]:
@@ -380,7 +381,6 @@ def matrices(r: int, m: int) -> dict[str, Matrix]:
     interpolation = _inverse(evaluation(n))
     return {
         "outputs": tuple(zip(*evaluation(m), strict=True)),
-        "gradients": tuple(map(tuple, evaluation(m))),
         "weights": tuple(map(tuple, evaluation(r))),
         "inputs": tuple(zip(*interpolation, strict=True)),
     }
