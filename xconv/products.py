@@ -47,9 +47,9 @@ FEW = 64 * 64  # results at most so many
 LONG = 512
 COPIED = 2**18
 # OpenBLAS's kernel for two small transposed matrices in float32 (0.3.31, AVX-512) is not for
-# several threads at once: with other numbers between their rows, results were wrong, and some lay
-# beyond their place. Seen for up to 24 rows and 6 columns; with so many it is never taken.
-UNSAFE = 32
+# several threads at once: where columns of results are not a multiple of so many, and other numbers
+# lie between their rows, results were wrong, and some lay beyond their place.
+LANES = 4
 
 
 def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array:
@@ -70,19 +70,19 @@ def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array
 
 
 def safe(xp: Namespace, a: Array, b: Array) -> tuple[Array, Array]:
-    """Return operands of NumPy, the smaller one copied where they are `_unsafe` on threads."""
-    if not _unsafe(a, b):
+    """Return operands of NumPy, the smaller one copied where BLAS is not safe on threads."""
+    if not (_turned(a) and _turned(b)):
+        return a, b
+    if b.shape[-1] % LANES == 0 and a.shape[-2] * math.prod(b.shape[-2:]) <= DIRECT:
         return a, b
     if a.size <= b.size:
         return xp.asarray(a, copy=True, order="C"), b
     return a, xp.asarray(b, copy=True, order="C")
 
 
-def _unsafe(a: Array, b: Array) -> bool:
-    """Whether BLAS might take a product of these for the kernel that is not for threads."""
-    if a.shape[-2] >= UNSAFE or b.shape[-1] >= UNSAFE:
-        return False
-    return bool(a.strides[-1] != a.itemsize and b.strides[-1] != b.itemsize)
+def _turned(a: Array) -> bool:
+    """Whether float32 matrices lie transposed."""
+    return bool(a.strides[-1] != a.itemsize == 4)
 
 
 def _direct(a: Array) -> bool:
@@ -190,7 +190,7 @@ def in_cupy(xp: Namespace, a: Array, b: Array, out: Array) -> Array:
 def inner(xp: Namespace, a: Array, b: Array, out: Array | None = None, summed: int = 1) -> Array:
     """Multiply a (.., k, P) and b (.., m, P) to (.., k, m), in `out` if that can be.
 
-    ``b`` has all of the batch's axes. Where b @ a^T is faster, or BLAS unsafe otherwise, the result
+    ``b`` has all of the batch's axes. Where b @ a^T is faster, or a lies transposed, the result
     is a transposed view of it, and `out` is not written. Afterwards so many results are `summed`.
     """
     k, m, length = a.shape[-2], b.shape[-2], a.shape[-1]
@@ -202,7 +202,7 @@ def inner(xp: Namespace, a: Array, b: Array, out: Array | None = None, summed: i
         tiles = tile(length, k, m) if direct and (min(k, m) <= THIN or not needs_runs()) else None
         long = k * m <= COPIED and length * summed >= LONG
         turns = direct and tiles is None and k < m and long and dtype_name(a.dtype) == "float32"
-        turns = turns or (in_numpy(xp) and _unsafe(a, xp.matrix_transpose(b)))
+        turns = turns or (in_numpy(xp) and _turned(a))
     if turns:
         a = xp.broadcast_to(a, (*b.shape[:-2], *a.shape[-2:]))
         return xp.matrix_transpose(_inner(xp, b, a))
