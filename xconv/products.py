@@ -60,7 +60,7 @@ def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array
         out = scratch(xp, (*b.shape[:-2], a.shape[-2], b.shape[-1]), b.dtype)
     if on_gpu(xp):
         return in_cupy(xp, a, b, out)
-    a, b = safe(xp, a, b)
+    a, b = safe(xp, a, b, out)
     (m, length), n = a.shape[-2:], b.shape[-1]
     near = n <= NARROW and b.itemsize * (m * n + (m + n) * length) <= NEAR
     small = m * n * length <= DIRECT
@@ -69,20 +69,30 @@ def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array
     return _by_pieces(xp, a, b, out)
 
 
-def safe(xp: Namespace, a: Array, b: Array) -> tuple[Array, Array]:
-    """Return operands of NumPy, the smaller one copied where BLAS is not safe on threads."""
-    if not (_turned(a) and _turned(b)):
+def safe(xp: Namespace, a: Array, b: Array, out: Array) -> tuple[Array, Array]:
+    """Return operands of NumPy, the smaller one copied where BLAS is not safe on threads.
+
+    For results that lie transposed NumPy multiplies the transposes of the operands.
+    """
+    upside = _turned(out)
+    if out.itemsize != 4 or _turned(a) is upside or _turned(b) is upside:
         return a, b
-    if b.shape[-1] % LANES == 0 and a.shape[-2] * math.prod(b.shape[-2:]) <= DIRECT:
+    m, n = out.shape[-2:]
+    if (m if upside else n) % LANES == 0 and m * n * a.shape[-1] <= DIRECT:
         return a, b
-    if a.size <= b.size:
-        return xp.asarray(a, copy=True, order="C"), b
-    return a, xp.asarray(b, copy=True, order="C")
+    return (_otherwise(xp, a), b) if a.size <= b.size else (a, _otherwise(xp, b))
 
 
 def _turned(a: Array) -> bool:
-    """Whether float32 matrices lie transposed."""
-    return bool(a.strides[-1] != a.itemsize == 4)
+    """Whether matrices lie transposed."""
+    return bool(a.strides[-1] != a.itemsize)
+
+
+def _otherwise(xp: Namespace, a: Array) -> Array:
+    """Return a copy that lies transposed if the matrices do not, and the other way round."""
+    if _turned(a):
+        return xp.asarray(a, copy=True, order="C")
+    return xp.matrix_transpose(xp.asarray(xp.matrix_transpose(a), copy=True, order="C"))
 
 
 def _direct(a: Array) -> bool:
@@ -202,7 +212,9 @@ def inner(xp: Namespace, a: Array, b: Array, out: Array | None = None, summed: i
         tiles = tile(length, k, m) if direct and (min(k, m) <= THIN or not needs_runs()) else None
         long = k * m <= COPIED and length * summed >= LONG
         turns = direct and tiles is None and k < m and long and dtype_name(a.dtype) == "float32"
-        turns = turns or (in_numpy(xp) and _turned(a))
+        if in_numpy(xp) and a.itemsize == 4:  # not two that lie transposed, see `safe`
+            turns = turns or _turned(a)
+            out = None if out is not None and _turned(out) else out
     if turns:
         a = xp.broadcast_to(a, (*b.shape[:-2], *a.shape[-2:]))
         return xp.matrix_transpose(_inner(xp, b, a))

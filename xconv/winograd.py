@@ -153,7 +153,7 @@ def _joined(xp: Namespace, y: Array, sizes: Ints, window: Window, out: Array | N
     if n[-1] == 1:
         place[...] = y
     else:
-        y, last = (y, last) if on_gpu(xp) else safe(xp, y, last)
+        y, last = (y, last) if on_gpu(xp) else safe(xp, y, last, place)
         # (.., k, n) @ (n, m) -> (.., k, m)
         xp.matmul(y, last, out=place)
     return out
