@@ -12,7 +12,7 @@ from memory import cold, measured
 from threadpoolctl import threadpool_limits
 
 import xconv
-from xconv import banks, choice, costs, plan, schedule, winograd
+from xconv import banks, choice, costs, namespace, plan, schedule, winograd
 
 WINOGRAD = next(method for method in METHODS if method.name == "winograd")
 DTYPES = ("float16", "float32", "complex64", "float64")
@@ -74,6 +74,7 @@ def test_every_case(small, case, dtype):
 )
 def test_memory_is_what_is_estimated(monkeypatch, contraction, dtype, x, w, summed, step):
     """Of one thread, which has kept none; also of kernels that are part of larger ones."""
+    monkeypatch.setattr(namespace, "LARGE_PAGE", 1)  # so that no more is kept than is used
     monkeypatch.setattr(winograd, "SUMMED", summed)
     monkeypatch.setattr(costs, "banks", lambda *_: -1.0)
     forget()
