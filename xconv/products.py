@@ -60,7 +60,7 @@ def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array
         out = scratch(xp, (*b.shape[:-2], a.shape[-2], b.shape[-1]), b.dtype)
     if on_gpu(xp):
         return in_cupy(xp, a, b, out)
-    a, b = safe(xp, a, b, out)
+    a, b = _safe(xp, a, b, out)
     (m, length), n = a.shape[-2:], b.shape[-1]
     near = n <= NARROW and b.itemsize * (m * n + (m + n) * length) <= NEAR
     small = m * n * length <= DIRECT
@@ -69,7 +69,7 @@ def matmul(xp: Namespace, a: Array, b: Array, out: Array | None = None) -> Array
     return _by_pieces(xp, a, b, out)
 
 
-def safe(xp: Namespace, a: Array, b: Array, out: Array) -> tuple[Array, Array]:
+def _safe(xp: Namespace, a: Array, b: Array, out: Array) -> tuple[Array, Array]:
     """Return operands of NumPy, the smaller one copied where BLAS is not safe on threads.
 
     For results that lie transposed NumPy multiplies the transposes of the operands.
@@ -212,7 +212,7 @@ def inner(xp: Namespace, a: Array, b: Array, out: Array | None = None, summed: i
         tiles = tile(length, k, m) if direct and (min(k, m) <= THIN or not needs_runs()) else None
         long = k * m <= COPIED and length * summed >= LONG
         turns = direct and tiles is None and k < m and long and dtype_name(a.dtype) == "float32"
-        if in_numpy(xp) and a.itemsize == 4:  # not two that lie transposed, see `safe`
+        if in_numpy(xp) and a.itemsize == 4:  # not two that lie transposed, see `_safe`
             turns = turns or _turned(a)
             out = None if out is not None and _turned(out) else out
     if turns:

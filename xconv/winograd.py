@@ -45,7 +45,7 @@ from .namespace import (
     tiled,
 )
 from .padding import embedded
-from .products import matmul, safe
+from .products import matmul
 
 LARGEST = 5  # taps of an axis
 SUMMED = 256  # channels that one product sums, as errors grow with them
@@ -153,9 +153,8 @@ def _joined(xp: Namespace, y: Array, sizes: Ints, window: Window, out: Array | N
     if n[-1] == 1:
         place[...] = y
     else:
-        y, last = (y, last) if on_gpu(xp) else safe(xp, y, last, place)
         # (.., k, n) @ (n, m) -> (.., k, m)
-        xp.matmul(y, last, out=place)
+        _put_product(xp, y, last, place)
     return out
 
 
@@ -271,12 +270,16 @@ def _ordered(xp: Namespace, a: Array, b: Array, order: Ints, out: Array | None =
         return xp.permute_dims(xp.matmul(a, b), order)
     shape = itemgetter(*order)((*b.shape[:-2], a.shape[-2], b.shape[-1]))
     block = scratch(xp, shape, b.dtype) if out is None else xp.reshape(out, shape)
-    place = xp.permute_dims(block, _back(order))
+    _put_product(xp, a, b, xp.permute_dims(block, _back(order)))
+    return block
+
+
+def _put_product(xp: Namespace, a: Array, b: Array, place: Array) -> None:
+    """Multiply matrices in place, to results that may lie in any order."""
     if on_gpu(xp):  # where `matmul` is for results in order
         xp.matmul(a, b, out=place)
     else:
         matmul(xp, a, b, place)
-    return block
 
 
 @lru_cache(maxsize=64)
